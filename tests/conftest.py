@@ -1,0 +1,81 @@
+"""What all tests share: profiles of hypothesis, arrays, and one table of tolerances.
+
+HYPOTHESIS_PROFILE=large looks at many more examples, and at others each time.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=10, database=None)
+hypothesis.settings.register_profile("large", deadline=None, max_examples=200)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# The largest error allowed, as a share of the largest number in the array.
+TOLERANCES = {"float64": 1e-11, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., None]:
+    """`close(actual, expected)`: arrays or trees of them are finite and equal but for rounding in actual's dtype.
+
+    An array of a tree that is nearly zero throughout is measured by a tenth of the tree's largest number. `times` allows for more steps of rounding.
+    """
+
+    def check(actual: Any, expected: Any, *, times: float = 1.0) -> None:
+        pairs = jax.tree.leaves(jax.tree.map(lambda a, b: _Pair(a, b), actual, expected))
+        floor = 0.1 * max(pair.largest for pair in pairs)
+        for pair in pairs:
+            pair.check(times, floor)
+
+    return check
+
+
+class _Pair:
+    def __init__(self, actual: Any, expected: Any) -> None:
+        self.dtype = jnp.result_type(actual).name
+        self.actual, self.expected = (np.asarray(a, np.float64) for a in (actual, expected))
+        self.largest = np.abs(self.expected).max(initial=0)
+
+    def check(self, times: float, floor: float) -> None:
+        assert self.actual.shape == self.expected.shape
+        assert np.isfinite(self.expected).all()
+        allowed = TOLERANCES[self.dtype] * times * max(self.largest, floor)
+        np.testing.assert_allclose(self.actual, self.expected, rtol=0, atol=allowed)
+
+
+@pytest.fixture(scope="session")
+def normal() -> Callable[..., jax.Array]:
+    """`normal(*shape, seed=0, dtype="float32")`: numbers from numpy's generator."""
+
+    def draw(*shape: int, seed: int = 0, dtype: Any = "float32") -> jax.Array:
+        return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def filled() -> Callable[..., Any]:
+    """`filled(module, *args, seed=0, **kwargs)`: variables for a module, all of them random, so that what starts at 0 or 1 counts too. Compiles nothing."""
+
+    def fill(module: Any, *args: Any, seed: int = 0, **kwargs: Any) -> Any:
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    return fill
+
+
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Compiles without XLA's optimisations, in half the time: for tests of values, not of bits or speed."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
