@@ -1,0 +1,8 @@
+"""Attention with user-written masks and scores, fast and differentiable, one meaning on every backend. Needs jax alone."""
+
+from pallas_kernels.flash import masks, scores
+from pallas_kernels.flash.api import attention, explain
+from pallas_kernels.flash.functions import lookup
+from pallas_kernels.flash.request import Dropout
+
+__all__ = ["Dropout", "attention", "explain", "lookup", "masks", "scores"]

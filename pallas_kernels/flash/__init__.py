@@ -1,0 +1,1 @@
+"""Attention: the call, its masks and scores, and the backends that serve it."""

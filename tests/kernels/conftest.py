@@ -1,0 +1,257 @@
+"""What the tests of kernels share: attention in float64 numpy, one row at a time, and random masks beside what they should allow."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+
+from pallas_kernels import masks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimised() -> Iterator[None]:
+    """The programs are tiny and XLA's optimising them is half of the time; the large profile and slow tests have it."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", os.environ.get("HYPOTHESIS_PROFILE", "ci") == "ci")
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+class Gradients(NamedTuple):
+    """`s`: of the scaled products; `score`: of what the scores made of them, `[B, N, T, S]` both."""
+
+    q: Any
+    k: Any
+    v: Any
+    sinks: Any
+    s: Any
+    score: Any
+
+
+class Expected(NamedTuple):
+    """o `[B, T, N, Hv]`, lse `[B, N, T]`, `gradients(do, dlse)`."""
+
+    o: Any
+    lse: Any
+    gradients: Callable[[Any, Any], Gradients]
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., Expected]:
+    """`oracle(q, k, v, *, scale, allowed, score, sinks, keep, rate)`; `score(s)` gives the changed scores and their derivative by s."""
+    return _attention
+
+
+def _attention(
+    q: Any, k: Any, v: Any, *, scale: float | None = None, allowed: Any = True, score: Any = None, sinks: Any = None, keep: Any = True, rate: float = 0.0
+) -> Expected:
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    (B, T, N, H), (_, S, K, _) = q.shape, k.shape
+    scale = 1 / np.sqrt(H) if scale is None else scale
+    allowed, keep = (np.broadcast_to(a, (B, N, T, S)) for a in (allowed, keep))
+    heads = [(b, n, n // (N // K)) for b in range(B) for n in range(N)]
+    s = np.zeros((B, N, T, S))
+    for b, n, g in heads:
+        s[b, n] = scale * (q[b, :, n] @ k[b, :, g].T)
+    s, slope = (s, 1.0) if score is None else score(s)
+    p, p_sink, lse = np.zeros((B, N, T, S)), np.zeros((B, N, T)), np.full((B, N, T), -np.inf)
+    for row in np.ndindex(B, N, T):
+        logits = s[row][allowed[row]]
+        if sinks is not None:
+            logits = np.append(logits, np.float64(sinks[row[1]]))
+        if logits.size:
+            lse[row] = logsumexp(logits)
+            p[row][allowed[row]] = np.exp(s[row][allowed[row]] - lse[row])
+            p_sink[row] = 0 if sinks is None else np.exp(np.float64(sinks[row[1]]) - lse[row])
+    kept = np.where(keep, p / (1 - rate), 0)
+    o = np.zeros((B, T, N, v.shape[-1]))
+    for b, n, g in heads:
+        o[b, :, n] = kept[b, n] @ v[b, :, g]
+
+    def gradients(do: Any, dlse: Any) -> Gradients:
+        do, dlse = np.asarray(do, np.float64), np.asarray(dlse, np.float64)
+        dq, dk, dv, d_sinks, d_score = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape), np.zeros(N), np.zeros(p.shape)
+        for b, n, g in heads:
+            dp = np.where(keep[b, n], do[b, :, n] @ v[b, :, g].T / (1 - rate), 0)
+            common = dlse[b, n] - (dp * p[b, n]).sum(-1)
+            d_score[b, n] = p[b, n] * (dp + common[:, None])
+            d_sinks[n] += (p_sink[b, n] * common).sum()
+            dv[b, :, g] += kept[b, n].T @ do[b, :, n]
+        d_s = d_score * slope
+        for b, n, g in heads:
+            dq[b, :, n] = scale * d_s[b, n] @ k[b, :, g]
+            dk[b, :, g] += scale * d_s[b, n].T @ q[b, :, n]
+        return Gradients(dq, dk, dv, d_sinks, d_s, d_score)
+
+    return Expected(o, lse, gradients)
+
+
+@pytest.fixture(scope="session")
+def kept_by_hand() -> Callable[..., Any]:
+    """`kept_by_hand(dropout, num_heads, q_positions, kv_positions)`: the hash `[B, N, T, S]` in Python's integers, one element at a time."""
+    return _kept
+
+
+def _kept(dropout: Any, num_heads: int, q_positions: Any, kv_positions: Any) -> Any:
+    wrap = 2**32
+
+    def mix(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D % wrap
+        x = (x ^ x >> 15) * 0x846CA68B % wrap
+        return x ^ x >> 16
+
+    keep = np.zeros((len(q_positions), num_heads, q_positions.shape[1], kv_positions.shape[1]), bool)
+    for b, n, t, s in np.ndindex(keep.shape):
+        x = dropout.seed % wrap ^ (b * num_heads + n) * 0xC2B2AE35 % wrap
+        x = mix(x ^ int(q_positions[b, t]) % wrap * 0x9E3779B1 % wrap)
+        x = mix(x ^ int(kv_positions[b, s]) % wrap * 0x85EBCA77 % wrap)
+        keep[b, n, t, s] = x >= int(dropout.rate * wrap)
+    return keep
+
+
+@pytest.fixture(scope="session")
+def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
+    """`shapes_in(closed_jaxpr)`: the shapes of all arrays in a program and in the programs inside it."""
+    kinds = jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr
+
+    def shapes(program: Any) -> set[tuple[int, ...]]:
+        equations = getattr(program, "jaxpr", program).eqns
+        found = {v.aval.shape for eqn in equations for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")}
+        inside = jax.tree.leaves([eqn.params for eqn in equations], is_leaf=lambda x: isinstance(x, kinds))
+        return found.union(*(shapes(x) for x in inside if isinstance(x, kinds)))
+
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def some_positions() -> Callable[..., Any]:
+    """`some_positions(draw, B, length)`: None, `[length]` or `[B, length]`, out of order, with repeats, below zero too."""
+
+    def positions(draw: Any, B: int, length: int) -> Any:
+        rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+        kind = draw(st.sampled_from(["none", "shuffled", "by row", "any"]))
+        if kind == "none":
+            return None
+        if kind == "shuffled":
+            return rng.permutation(length).astype(np.int64)
+        if kind == "by row":
+            return np.stack([rng.permutation(length) for _ in range(B)])
+        return rng.integers(-length, 2 * length, (B, length)).astype(np.int16)
+
+    return positions
+
+
+@pytest.fixture(scope="session")
+def some_mask() -> Callable[..., Any]:
+    """`some_mask(draw, B, N, T, S, q_positions, kv_positions)`: a mask of one to three leaves, and the booleans `[B, N, T, S]` that it should equal."""
+
+    def mask(draw: Any, B: int, N: int, T: int, S: int, q_positions: Any = None, kv_positions: Any = None, kinds: Any = tuple(LEAVES)) -> Any:
+        sizes = B, N, T, S
+        q = np.arange(T) if q_positions is None else np.asarray(q_positions)
+        k = np.arange(S) if kv_positions is None else np.asarray(kv_positions)
+        q, k = q.reshape(-1, 1, T, 1), k.reshape(-1, 1, 1, S)
+
+        def leaf() -> Any:
+            made, allowed = LEAVES[draw(st.sampled_from(kinds))](draw, np.random.default_rng(draw(st.integers(0, 2**16))), sizes, q, k)
+            if draw(st.booleans()):
+                made, allowed = ~made, ~np.asarray(allowed)
+            return made, allowed
+
+        made, allowed = leaf()
+        for _ in range(draw(st.integers(0, 2))):
+            other, also = leaf()
+            made, allowed = (made & other, allowed & also) if draw(st.booleans()) else (made | other, allowed | also)
+        return made, np.broadcast_to(allowed, sizes)
+
+    return mask
+
+
+def _causal(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    return masks.causal(), k <= q
+
+
+def _window(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    left, right = draw(st.integers(0, 13)), draw(st.integers(0, 5))
+    return masks.sliding_window(left, right), (q - left <= k) & (k <= q + right)
+
+
+def _segments(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    B, _, T, S = sizes
+    a, b = rng.integers(0, 4, (B, T)), rng.integers(0, 4, (B, S))
+    if draw(st.booleans()):
+        a, b = np.sort(a), np.sort(b)
+    a, b = a.astype(draw(st.sampled_from(["int8", "int32", "int64"]))), b.astype("int16")
+    return masks.segments(a, b), a[:, None, :, None] == b[:, None, None, :]
+
+
+def _prefix(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    length = rng.integers(0, sizes[3] + 2, sizes[0])
+    return masks.prefix(length), (k <= q) | (k < length[:, None, None, None])
+
+
+def _lengths(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    length = rng.integers(0, sizes[3] + 2, sizes[0])
+    return masks.lengths(length), np.arange(sizes[3]) < length[:, None, None, None]
+
+
+def _valid(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    flags = rng.random((sizes[0], sizes[3])) < 0.5
+    return masks.valid(flags), flags[:, None, None, :]
+
+
+def _dense(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    shape = [n if draw(st.booleans()) else 1 for n in sizes]
+    array = rng.random(shape) < 0.6
+    return masks.dense(array), array
+
+
+def _block_sparse(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    block = draw(st.integers(1, 9))
+    layout = rng.random((-(-sizes[2] // block), -(-sizes[3] // block))) < 0.5
+    return masks.block_sparse(layout, block), np.kron(layout, np.ones((block, block), bool))[: sizes[2], : sizes[3]]
+
+
+def _dilated(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    step = draw(st.integers(1, 5))
+    return masks.dilated(step), (q - k) % step == 0
+
+
+def _own(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    """A band whose width depends on the head, and a limit that depends on the query: arrays of two signatures, no bounds."""
+    B, N, T, _ = sizes
+    width, limit = rng.integers(0, 9, N), rng.integers(-3, 9, (B, T))
+
+    def band(i: Any, width: Any, limit: Any) -> Any:
+        return (abs(i.q - i.k) <= width) & (i.k_index >= limit)
+
+    allowed = (abs(q - k) <= width[:, None, None]) & (np.arange(sizes[3]) >= limit[:, None, :, None])
+    return masks.from_function(band, width=(width, "N"), limit=(limit, "BT")), allowed
+
+
+def _bounded(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
+    def ahead(i: Any) -> Any:
+        return (i.k >= i.q + 2) & (i.k <= i.q + 7) & ((i.k + i.head + i.batch) % 3 != 0)
+
+    head, batch = np.arange(sizes[1])[:, None, None], np.arange(sizes[0])[:, None, None, None]
+    return masks.from_function(ahead, bounds=lambda low, high: (low + 2, high + 7)), (k >= q + 2) & (k <= q + 7) & ((k + head + batch) % 3 != 0)
+
+
+LEAVES: dict[str, Any] = {
+    "causal": _causal,
+    "sliding_window": _window,
+    "segments": _segments,
+    "prefix": _prefix,
+    "lengths": _lengths,
+    "valid": _valid,
+    "dense": _dense,
+    "block_sparse": _block_sparse,
+    "dilated": _dilated,
+    "own": _own,
+    "bounded": _bounded,
+}
