@@ -1,0 +1,1 @@
+"""Pure functions of arrays: what the layers are thin modules over."""
