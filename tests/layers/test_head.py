@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.layers import Build, LanguageModel, Unembedding
+from transformer_jax.precision import Precision
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+V, D = 29, 13
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_the_product_with_the_tied_or_own_kernel_plus_bias_capped(close, normal, filled, tied, bias, softcap):
+    module = LanguageModel(tied=tied, bias=bias, softcap=softcap).make(Build(D), V)
+    table, x = normal(V, D), normal(2, 5, D, seed=1)
+    variables = filled(module, table)
+    params = variables.get("params", {})
+    assert set(params) == {name for name, there in (("kernel", not tied), ("bias", bias)) if there}
+    kernel = np.asarray(table, np.float64).T if tied else np.asarray(params["kernel"], np.float64)
+    expected = np.asarray(x, np.float64) @ kernel + np.asarray(params.get("bias", 0), np.float64)
+    expected = expected if softcap is None else softcap * np.tanh(expected / softcap)
+    close(jax.jit(lambda v, table, x: module.apply(v, table)(x))(variables, table, x), expected)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3, 5)])
+def test_an_unembedding_takes_any_leading_axes_and_crosses_jit_as_a_pytree(close, normal, lead):
+    head = Unembedding(normal(D, V), normal(V, seed=1), 2.0)
+    x = normal(*lead, D, seed=2)
+    logits = jax.jit(lambda head, x: head(x))(head, x)
+    close(logits, 2 * np.tanh((np.asarray(x, np.float64) @ np.asarray(head.kernel, np.float64) + np.asarray(head.bias, np.float64)) / 2))
+
+
+def test_logits_of_bfloat16_features_are_float32_and_not_rounded_to_bfloat16(normal):
+    x, kernel = normal(3, D, dtype="bfloat16"), normal(D, V, seed=1)
+    logits = jax.jit(lambda kernel, x: Unembedding(kernel)(x))(kernel, x)
+    assert logits.dtype == jnp.float32
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel.astype("bfloat16"), np.float64)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_head_s_own_parameters_are_in_the_dtype_of_parameters(normal):
+    module = LanguageModel(tied=False, bias=True).make(Build(D, precision=Precision("bfloat16")), V)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), normal(V, D)))["params"]
+    assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in shapes.items()} == {"kernel": ((D, V), "bfloat16"), "bias": ((V,), "bfloat16")}

@@ -1,0 +1,47 @@
+"""The gated MLP."""
+
+from dataclasses import KW_ONLY, dataclass
+
+import flax.linen as nn
+
+from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_positive, check_rate
+from transformer_jax.layers.mlps.dense import check_activation
+from transformer_jax.ops.activations import ACTIVATIONS
+from transformer_jax.typing import Hidden
+
+
+@dataclass(frozen=True)
+class Gated(Mlp):
+    """down(activation(gate x) * up x): SwiGLU with "silu", GeGLU with "gelu" (Shazeer, arXiv:2002.05202).
+
+    Attributes:
+        d_ff: hidden features.
+        activation: of the gate; "relu", "gelu" (exact), "gelu_tanh", "silu" or "squared_relu".
+        bias: whether the three layers have biases.
+        dropout: rate, of the hidden features.
+    """
+
+    d_ff: int
+    _: KW_ONLY
+    activation: str = "silu"
+    bias: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "d_ff")
+        check_rate(self, "dropout")
+        check_activation(self, self.activation)
+
+    def make(self, build: Build) -> nn.Module:
+        return GatedModule(self, build)
+
+
+class GatedModule(MlpModule):
+    @nn.compact
+    def __call__(self, x: Hidden, context: Context) -> Hidden:
+        c, d = self.config, self.build.d_model
+        gate = Linear((d,), (c.d_ff,), "up", self.build, c.bias, name="gate")(x)
+        up = Linear((d,), (c.d_ff,), "up", self.build, c.bias, name="up")(x)
+        h = nn.Dropout(c.dropout)(ACTIVATIONS[c.activation](gate) * up, deterministic=not self.build.training)
+        return Linear((c.d_ff,), (d,), "down", self.build, c.bias, name="down")(h)

@@ -1,0 +1,8 @@
+"""Position schemes. Learned and sinusoidal positions are added to embeddings; rotary ones turn queries and keys."""
+
+from transformer_jax.layers.positions.base import NoPosition, Position
+from transformer_jax.layers.positions.learned import Learned
+from transformer_jax.layers.positions.rotary import Rope
+from transformer_jax.layers.positions.sinusoidal import Sinusoidal
+
+__all__ = ["Learned", "NoPosition", "Position", "Rope", "Sinusoidal"]
