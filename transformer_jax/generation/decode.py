@@ -1,0 +1,177 @@
+"""Generation with a cache.
+
+A text longer than the model's max_length is written through a moving window: when the cache is full, it is filled anew from the last half of the text.
+The n-th token is drawn with fold_in(key, n), so `stream` and `generate` write the same text.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.generation.sampling import Sampling
+from transformer_jax.models import DecoderOnly
+from transformer_jax.typing import Array, Tokens, Valid
+
+
+def generate(
+    model: DecoderOnly,
+    variables: Any,
+    tokens: Tokens,
+    max_new_tokens: int,
+    *,
+    key: Array | None = None,
+    sampling: Sampling = Sampling(),
+    stop: int | None = None,
+    valid: Valid | None = None,
+) -> Array:
+    """Continues prompts, in one compiled program.
+
+    Args:
+        model: in either layout; `unstacked` is the faster one.
+        variables: `{"params": ...}`.
+        tokens: prompts, integers `[B, T]`, 1 <= T <= max_length.
+        max_new_tokens: how many to add.
+        key: what random choices are drawn with; not needed where the temperature is 0.
+        sampling: how tokens are drawn.
+        stop: a token that ends a text; all after it are this token too.
+        valid: `[B, T]`, False at padding (put it on the left, so that every prompt ends where the new text begins).
+
+    Returns:
+        The new tokens, int32 `[B, max_new_tokens]`.
+
+    Raises:
+        ValueError: a prompt that is empty or beyond max_length, a token outside the vocabulary, or no key.
+    """
+    tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
+    return _generate(model, variables, tokens, valid, key, max_new_tokens, sampling, stop)
+
+
+def stream(
+    model: DecoderOnly,
+    variables: Any,
+    tokens: Tokens,
+    max_new_tokens: int,
+    *,
+    key: Array | None = None,
+    sampling: Sampling = Sampling(),
+    stop: int | None = None,
+    valid: Valid | None = None,
+) -> Iterator[np.ndarray]:
+    """The same tokens as `generate`'s, one at a time as int32 `[B]`; ends early once every text has met `stop`. Arguments and errors as there."""
+    tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
+    return _stream(model, variables, tokens, valid, key, max_new_tokens, sampling, stop)
+
+
+def _checked(model: DecoderOnly, tokens: Any, max_new_tokens: int, key: Any, sampling: Sampling, valid: Any) -> tuple[Array, Array, Array]:
+    shape, longest, vocab = jnp.shape(tokens), model.config.max_length, model.config.vocab_size
+    if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+        raise ValueError(f"tokens: expected integers of shape [B, T], received {jnp.result_type(tokens)} {shape}")
+    if not 1 <= shape[1] <= longest:
+        raise ValueError(f"tokens: expected a prompt of 1 to {longest} tokens (max_length), received {shape[1]}; give its end: tokens[:, -{longest}:]")
+    if not isinstance(tokens, jax.core.Tracer) and tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= (vocab or 0)):
+        raise ValueError(f"tokens: expected tokens of the vocabulary, 0 to {(vocab or 0) - 1}, received {int(tokens.min())} to {int(tokens.max())}")
+    if valid is not None and jnp.shape(valid) != shape:
+        raise ValueError(f"valid: expected the shape of tokens, {shape}, received {jnp.shape(valid)}")
+    if valid is not None and not isinstance(valid, jax.core.Tracer) and not np.asarray(valid)[:, -1].all():
+        raise ValueError("valid: expected padding on the left, so that each prompt ends at the last place; received a prompt that does not")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, received {max_new_tokens}")
+    if key is None:
+        if sampling.temperature > 0:
+            raise ValueError("key: expected a jax.random.key, received None; give one, or Sampling(temperature=0)")
+        key = jax.random.key(0)
+    return jnp.asarray(tokens, jnp.int32), jnp.ones(shape, bool) if valid is None else jnp.asarray(valid, bool), key
+
+
+@partial(jax.jit, static_argnums=0)
+def _prefill(model: DecoderOnly, variables: Any, tokens: Array, valid: Array) -> tuple[Array, Any]:
+    """The logits of the next token `[B, V]`, and a cache that holds all of a window but its room to grow."""
+    cache = model.init_cache(tokens.shape[0], model.config.max_length)
+    logits, cache = cast(Any, model.apply(variables, tokens, cache, valid=valid, method="step"))
+    return logits[:, -1], cache
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(model: DecoderOnly, variables: Any, token: Array, cache: Any) -> tuple[Array, Any]:
+    logits, cache = cast(Any, model.apply(variables, token[:, None], cache, method="step"))
+    return logits[:, -1], cache
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _draw(logits: Array, key: Array, n: Array, done: Array, sampling: Sampling, stop: int | None) -> tuple[Array, Array]:
+    token = sampling(logits, jax.random.fold_in(key, n))
+    if stop is not None:
+        token = jnp.where(done, stop, token)
+        done = done | (token == stop)
+    return token, done
+
+
+def _window(model: DecoderOnly) -> int:
+    """How much of the text fills the cache anew."""
+    return max(1, model.config.max_length // 2)
+
+
+def _stream(
+    model: DecoderOnly, variables: Any, tokens: Array, valid: Array, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+) -> Iterator[np.ndarray]:
+    keep, done = _window(model), jnp.zeros(tokens.shape[0], bool)
+    logits, cache = _prefill(model, variables, tokens, valid)
+    used = tokens.shape[1]
+    text, flags = np.asarray(tokens), np.asarray(valid)
+    for n in range(max_new_tokens):
+        token, done = _draw(logits, key, jnp.int32(n), done, sampling, stop)
+        yield np.asarray(token)
+        if n + 1 == max_new_tokens or (stop is not None and bool(done.all())):
+            return
+        text = np.append(text, np.asarray(token)[:, None], 1)[:, -keep:]
+        flags = np.append(flags, np.ones((len(flags), 1), bool), 1)[:, -keep:]
+        if used == model.config.max_length:
+            logits, cache = _prefill(model, variables, jnp.asarray(text), jnp.asarray(flags))
+            used = text.shape[1]
+        else:
+            logits, cache = _advance(model, variables, token, cache)
+            used += 1
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _generate(
+    model: DecoderOnly, variables: Any, tokens: Array, valid: Array, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+) -> Array:
+    longest, keep = model.config.max_length, _window(model)
+
+    def fill(tokens: Array, valid: Array, n: Any, count: int, done: Array) -> tuple[Array, Array]:
+        """Tokens n, ..., n + count - 1 `[B, count]` of the new text, from a cache filled with the text before them."""
+        logits, cache = _prefill(model, variables, tokens, valid)
+        first, done = _draw(logits, key, n, done, sampling, stop)
+
+        def one(carry: Any, m: Array) -> tuple[Any, Array]:
+            token, cache, done = carry
+            logits, cache = _advance(model, variables, token, cache)
+            token, done = _draw(logits, key, m, done, sampling, stop)
+            return (token, cache, done), token
+
+        (_, _, done), rest = jax.lax.scan(one, (first, cache, done), n + jnp.arange(1, count))
+        return jnp.concatenate([first[:, None], rest.T], 1), done
+
+    count = min(max_new_tokens, longest - tokens.shape[1] + 1)
+    new, done = fill(tokens, valid, 0, count, jnp.zeros(tokens.shape[0], bool))
+    text, flags = jnp.concatenate([tokens, new], 1), jnp.concatenate([valid, jnp.ones_like(new, bool)], 1)
+    left = max_new_tokens - count
+    if left == 0:
+        return new
+    each = longest - keep + 1
+    rounds = -(-left // each)
+
+    def go_on(carry: Any, r: Array) -> tuple[Any, Array]:
+        window, flags, done = carry
+        new, done = fill(window, flags, count + r * each, each, done)
+        window, flags = (jnp.concatenate(pair, 1)[:, -keep:] for pair in ((window, new), (flags, jnp.ones_like(new, bool))))
+        return (window, flags, done), new
+
+    _, more = jax.lax.scan(go_on, (text[:, -keep:], flags[:, -keep:], done), jnp.arange(rounds))
+    more = jnp.swapaxes(more, 0, 1).reshape(tokens.shape[0], -1)
+    return jnp.concatenate([new, more[:, :left]], 1)
