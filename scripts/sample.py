@@ -1,0 +1,63 @@
+"""Continues a text with a trained model: `python scripts/sample.py runs/char_lm --prompt "The import statement"`."""
+
+import sys
+from pathlib import Path
+
+
+def main(
+    run: str,
+    /,
+    prompt: str = "\n",
+    max_new_tokens: int = 300,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Continues a text with a trained model, writing it as it comes.
+
+    Args:
+        run: a run's folder, such as runs/char_lm.
+        prompt: what to continue.
+        max_new_tokens: how many tokens to add.
+        temperature: logits are divided by it; 0 takes the likeliest token each time.
+        top_k: draw among so many of the likeliest tokens.
+        top_p: draw among the likeliest tokens that together have this probability.
+        seed: of the random choices.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from transformer_jax import stream
+    from transformer_jax.generation import Sampling
+    from transformer_jax.tokenize import pieces
+    from transformer_jax.training import load_run
+
+    sampling = Sampling(temperature, top_k=top_k, top_p=top_p)
+    model, variables, vocabulary = load_run(Path(run))
+    tokens = vocabulary.encode(prompt)[None]
+    longest = model.config.max_length
+    if not 1 <= tokens.shape[1] <= longest:
+        way_out = "give the end of it" if tokens.size else "give a text"
+        raise ValueError(f"--prompt: expected 1 to {longest} tokens (the model's max_length), received {tokens.shape[1]}; {way_out}")
+    new = stream(model, variables, jnp.asarray(tokens), max_new_tokens, key=jax.random.key(seed), sampling=sampling)
+    print(prompt, end="", flush=True)
+    for piece in pieces(vocabulary, (int(token[0]) for token in new if token[0] < vocabulary.vocab_size)):
+        print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from transformer_jax.command_line import extract_imports
+    from transformer_jax.training import CheckpointError, RunError
+    from transformer_jax.training.checkpoint import exit_at_once
+
+    arguments = extract_imports(sys.argv[1:], prog="sample.py")
+    try:
+        tyro.cli(main, prog="sample.py", args=arguments)
+    except CheckpointError as error:
+        exit_at_once(f"sample.py: error: {error}")
+    except (ValueError, OSError, RunError) as error:
+        sys.exit(f"sample.py: error: {error}")
