@@ -62,7 +62,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of processes, which find the programs that the first of them compiled."""
     path = os.pathsep.join([str(SCRIPTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", **cache}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", **cache}
 
 
 @pytest.fixture(scope="session")

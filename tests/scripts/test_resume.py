@@ -70,6 +70,7 @@ def test_killed_twice_once_while_saving_it_ends_as_if_unbroken(workplace: Path, 
     assert (workplace / TINY / "checkpoints" / "50").exists()
     done = run(workplace, "train.py", str(TINY / "config.json"), "--resume")
     assert done.code == 0, done.err
+    assert "step 120/120 " in done.out and "step 40/120 " not in done.out  # it went on, and did not start again
     same(workplace, finished, saved)
 
 

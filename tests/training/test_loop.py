@@ -118,6 +118,16 @@ def test_how_often_there_is_news_changes_no_bit(
     assert rows(other) == rows(finished)
 
 
+def test_the_first_step_sees_the_first_batch_with_the_parameters_of_the_seed(finished: Path, experiment: Make) -> None:
+    batch = next(batches(experiment().data.prepare(11).train, batch=5, seed=3))["tokens"]
+    config = from_json((finished / "config.json").read_text(), Experiment)
+    model = config.model.make()
+    make = functools.partial(config.optimizer.make, config.schedule.make(0.02, 30))
+    params = init_state(model, make, streams(3)["init"], jnp.asarray(batch[:1, :-1])).params
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)({"params": params}, batch[:, :-1])))
+    assert rows(finished)[0]["loss"] == pytest.approx(-np.take_along_axis(log_p, batch[:, 1:, None], -1).mean(), rel=1e-5)
+
+
 def test_the_position_in_the_data_is_that_of_the_batches_seen(finished: Path, experiment: Make, saved: Callable[..., Any]) -> None:
     iterator = batches(experiment().data.prepare(11).train, batch=5, seed=3)
     for _ in range(30):
@@ -137,10 +147,13 @@ def test_bfloat16_compute_trains_about_as_well(finished: Path, experiment: Make,
     assert rows(half)[-1]["held_out_loss"] != rows(finished)[-1]["held_out_loss"]
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(finished: Path, experiment: Make, saved: Callable[..., Any]) -> None:
+def test_a_finished_run_that_is_resumed_stays_as_it_is(
+    finished: Path, experiment: Make, saved: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("config.json", "tokenizer.json", "metrics.jsonl", "sample.txt")
     before, state = [(finished / name).read_bytes() for name in names], saved(finished)
     assert train(experiment(finished), resume=True) == finished
+    assert "step 10/30" not in capsys.readouterr().out
     assert [(finished / name).read_bytes() for name in names] == before
     chex.assert_trees_all_equal(saved(finished), state)
 
