@@ -33,7 +33,7 @@ def config(
         seed: of everything random.
     """
     attention = Residual(Attention(num_heads, num_kv_heads=1, mask=Causal(), position=Rope()), pre=RMSNorm())
-    mlp = Residual(Dense(2 * d_model, activation="squared_relu"), pre=RMSNorm())
+    mlp = Residual(Dense(d_model, activation="squared_relu"), pre=RMSNorm())
     model = DecoderOnlyConfig(
         None,
         d_model=d_model,

@@ -5,6 +5,7 @@ torch is optional: `pip install torch` first. Ratios are of medians; a machine's
 
 import functools
 import json
+import os
 import platform
 import statistics
 import sys
@@ -118,7 +119,7 @@ def _tokens(s: Shape, steps: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, s.vocab_size, (steps, s.batch, s.context + 1), dtype=np.int32)
 
 
-def interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, taken in turn; the first round, which compiles, is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds + 1):
@@ -130,8 +131,26 @@ def interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
     return seconds
 
 
+def products(rounds: int) -> dict[str, float]:
+    """GFLOP/s of `[2048, 384] x [384, 1536]` in float32, which no step of the same library can outrun."""
+    a, b = np.ones((2048, 384), np.float32), np.ones((384, 1536), np.float32)
+    times, matmul = 50, jax.jit(jnp.matmul)
+    x, y = jnp.asarray(a), jnp.asarray(b)
+    calls: dict[str, Callable[[], Any]] = {"transformer_jax": lambda: [jax.block_until_ready(matmul(x, y)) for _ in range(times)]}
+    try:
+        import torch
+
+        u, w = torch.from_numpy(a), torch.from_numpy(b)
+        calls["torch"] = lambda: [u @ w for _ in range(times)]
+    except ImportError:
+        pass
+    speeds = {who: times * 2e-9 * a.size * b.shape[1] / statistics.median(s) for who, s in interleaved(calls, rounds).items()}
+    print("products: GFLOP/s: " + ", ".join(f"{who} {speed:.0f}" for who, speed in speeds.items()), flush=True)
+    return speeds
+
+
 def train(rounds: int) -> dict[str, Any]:
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"gflops_of_products": products(rounds)}
     for name, shape in SHAPES.items():
         calls = {"transformer_jax": ours(shape)}
         try:
@@ -148,6 +167,15 @@ def train(rounds: int) -> dict[str, Any]:
     return results
 
 
+def machine() -> str:
+    """The accelerator, or the processor and how many of its cores there are."""
+    if (device := jax.devices()[0]).platform != "cpu":
+        return device.device_kind
+    cpus = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.exists() else []
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
 def main(what: Literal["train"], /, rounds: int = 7, out: str = "") -> None:
     """Times something.
 
@@ -156,7 +184,7 @@ def main(what: Literal["train"], /, rounds: int = 7, out: str = "") -> None:
         rounds: counted rounds.
         out: a JSON file for the results.
     """
-    results = {"command": " ".join(["python", *sys.argv]), "machine": platform.processor() or platform.machine(), "jax": jax.__version__, what: train(rounds)}
+    results = {"command": " ".join(["python", *sys.argv]), "machine": machine(), "jax": jax.__version__, what: train(rounds)}
     if out:
         Path(out).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -15,9 +15,9 @@ CHAR_LM = Path(__file__).parents[2] / "configs" / "char_lm.py"
 def test_char_lm_ends_near_the_same_loss(tmp_path: Path) -> None:
     losses = []
     for compute in ("float32", "bfloat16"):
-        flags = ["--steps", "300", "--run.folder", str(tmp_path / compute), "--run.precision.compute", compute]
+        flags = ["--run.folder", str(tmp_path / compute), "--run.precision.compute", compute]
         experiment, _ = load(str(CHAR_LM), flags, expected=Experiment, prog="train.py")
         folder = train(experiment)
         losses.append(json.loads((folder / "run.json").read_text())["held_out_loss"])
-    assert losses[0] < 2.2  # it has learned something: 3.2 are the frequencies of the letters alone
-    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert losses[0] < 1.41  # what nanoGPT reaches with the same data, sizes and steps
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
