@@ -2,7 +2,7 @@
 
 from pallas_kernels.flash import masks, scores
 from pallas_kernels.flash.api import attention, explain
-from pallas_kernels.flash.functions import lookup
 from pallas_kernels.flash.request import Dropout
+from pallas_kernels.flash.tables import lookup
 
 __all__ = ["Dropout", "attention", "explain", "lookup", "masks", "scores"]

@@ -1,6 +1,6 @@
 """`attention`, and `explain`, which says who would serve a call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.flash import backends
 from pallas_kernels.flash.functions import nearest_name
 from pallas_kernels.flash.request import Dropout, Request, make_request
+from pallas_kernels.flash.sharding import partitioned
 
 
 def attention(
@@ -136,22 +137,45 @@ def _choose(request: Request, wanted: str) -> ModuleType:
 
 
 def _run(backend: ModuleType, request: Request) -> tuple[jax.Array, jax.Array]:
-    return _with_own_backward(backend, request) if hasattr(backend, "backward") else backend.forward(request)
+    if not hasattr(backend, "backward"):
+        return backend.forward(request)
+    # Arrays of numpy stay outside, where no transformation makes tracers of them: a backend may look into them before the program runs.
+    known = jax.tree.map(lambda a: None if isinstance(a, jax.Array) else a, request)
+    arrays = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else None, request)
+    return _with_own_backward(backend, known, arrays)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_own_backward(backend: ModuleType, request: Request) -> tuple[jax.Array, jax.Array]:
-    return backend.forward(request)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_own_backward(backend: ModuleType, known: Request, arrays: Request) -> tuple[jax.Array, jax.Array]:
+    return partitioned(backend.forward, _joined(known, arrays))
 
 
-def _forward(backend: ModuleType, request: Request) -> tuple[Any, Any]:
-    o, lse = backend.forward(request)
-    return (o, lse), (request, o, lse)
+def _forward(backend: ModuleType, known: Request, arrays: Request) -> tuple[Any, Any]:
+    o, lse = partitioned(backend.forward, _joined(known, arrays))
+    return (o, lse), (arrays, o, lse)
 
 
-def _backward(backend: ModuleType, saved: Any, cotangents: Any) -> tuple[Request]:
-    request, o, lse = saved
-    return (backend.backward(request, o, lse, *cotangents),)
+def _backward(backend: ModuleType, known: Request, saved: Any, cotangents: Any) -> tuple[Request]:
+    arrays, o, lse = saved
+
+    def gradients(request: Request, *others: jax.Array) -> Request:
+        found = backend.backward(request, *others)
+        score = jax.tree.map(lambda a, g: g if _is_float(a) else None, arrays.score, found.score, is_leaf=_is_none)
+        return replace(jax.tree.map(lambda _: None, arrays), q=found.q, k=found.k, v=found.v, sinks=found.sinks, score=score)
+
+    return (partitioned(gradients, _joined(known, arrays), o, lse, *cotangents),)
+
+
+def _joined(known: Request, arrays: Request) -> Request:
+    return jax.tree.map(lambda a, b: b if a is None else a, known, arrays, is_leaf=_is_none)
+
+
+def _is_none(a: Any) -> bool:
+    return a is None
+
+
+def _is_float(a: Any) -> bool:
+    return a is not None and jnp.issubdtype(a.dtype, jnp.floating)
 
 
 _with_own_backward.defvjp(_forward, _backward)

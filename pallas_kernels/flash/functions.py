@@ -188,29 +188,6 @@ def _constants(closed: Any) -> list[Any]:
     return [*closed.consts, *(c for x in inner if isinstance(x, jax.extend.core.ClosedJaxpr) for c in _constants(x))]
 
 
-def lookup(array: jax.Array, index: jax.Array) -> jax.Array:
-    """`array[..., index]` inside a mask or score: picks along the last feature axis.
-
-    Args:
-        array: `[..., F]`, one of the function's arrays, its leading axes shaped to broadcast against the tile.
-        index: int32, broadcastable against the tile; values outside [0, F) pick the nearest end.
-
-    Returns:
-        The picked elements, in the tile's shape.
-    """
-    array = jnp.asarray(array)
-    shape = jnp.broadcast_shapes(array.shape[:-1], index.shape)
-    index = jnp.clip(index, 0, array.shape[-1] - 1)
-    table = array.reshape((1,) * (len(shape) + 1 - array.ndim) + array.shape)
-    if all(n == 1 for n in table.shape[:-1]):
-        return jnp.take(table.reshape(-1), jnp.broadcast_to(index, shape))
-    # Axes on which the table does not vary are folded away, so that the gather reads the table and not a broadcast copy of it.
-    varies = [axis for axis, n in enumerate(table.shape[:-1]) if n > 1]
-    where = [jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in varies]
-    small = table.reshape([table.shape[axis] for axis in varies] + [table.shape[-1]])
-    return small[(*where, jnp.broadcast_to(index, shape))]
-
-
 def nearest_name(word: str, among: Iterable[str]) -> str:
     """` (nearest: ...)` for an error message, or nothing where no candidate is near."""
     found = difflib.get_close_matches(word, list(among), n=1)

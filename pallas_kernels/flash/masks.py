@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.flash.functions import Compared, Index, TileFunction, comparable, lookup, tile_function
+from pallas_kernels.flash.functions import Compared, Index, TileFunction, comparable, tile_function
+from pallas_kernels.flash.tables import lookup
 
 __all__ = ["Mask", "block_sparse", "causal", "dense", "dilated", "from_function", "lengths", "prefix", "segments", "sliding_window", "valid"]
 

@@ -21,14 +21,16 @@ class Dropout:
     Args:
         rate: probability of dropping, in [0, 1).
         seed: an integer or an integer array of one element, taken as uint32.
+        num_heads: of the whole call; `attention` fills it in.
     """
 
     rate: float = field(metadata={"static": True})
     seed: Any = 0
+    num_heads: int | None = field(default=None, metadata={"static": True})
 
-    def keep(self, i: Index, num_heads: int) -> Any:
+    def keep(self, i: Index) -> Any:
         """Booleans, broadcast to the tile that `i` describes."""
-        u32 = jnp.uint32
+        u32, num_heads = jnp.uint32, self.num_heads or 1
 
         def mix(x: Any) -> Any:
             x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
@@ -36,7 +38,7 @@ class Dropout:
             return x ^ (x >> u32(16))
 
         batch, head, q, k = (jnp.asarray(a).astype(u32) for a in (i.batch, i.head, i.q, i.k))
-        x = jnp.asarray(self.seed).reshape(()).astype(u32) ^ (batch * u32(num_heads) + head) * u32(0xC2B2AE35)
+        x = jnp.asarray(self.seed).astype(u32) ^ (batch * u32(num_heads) + head) * u32(0xC2B2AE35)
         x = mix(x ^ q * u32(0x9E3779B1))
         x = mix(x ^ k * u32(0x85EBCA77))
         return x >= u32(int(self.rate * 2**32))
@@ -47,7 +49,8 @@ class Dropout:
 class Request:
     """q `[B, T, N, H]`, k `[B, S, K, H]`, v `[B, S, K, Hv]`; arrays of masks and scores `[B|1, N|1, T|1, S|1, *features]`; positions `[B|1, T|S]`.
 
-    Positions that are None are 0, 1, 2, ..., known before the program runs.
+    `batches` `[B, 1, 1, 1]` and `heads` `[1, N, 1, 1]` are int32 numbers in the whole call, of which a device may have a share. Numpy arrays are known
+    before the program runs; positions that are None are 0, 1, 2, ..., known as well.
     """
 
     q: Any
@@ -59,6 +62,8 @@ class Request:
     dropout: Dropout | None
     q_positions: Any
     kv_positions: Any
+    batches: Any
+    heads: Any
     scale: float = field(metadata={"static": True})
 
     @property
@@ -75,12 +80,12 @@ class Request:
     def index(self) -> Index:
         """Where every element is, each field `[B|1, N|1, T|1, S|1]`; numpy where known before the program runs."""
         s = self.sizes
-        places = {a: np.arange(s[a], dtype=np.int32) for a in "BNTS"}
+        places = {a: np.arange(s[a], dtype=np.int32) for a in "TS"}
         q = places["T"][None] if self.q_positions is None else self.q_positions
         k = places["S"][None] if self.kv_positions is None else self.kv_positions
         return Index(
-            batch=places["B"][:, None, None, None],
-            head=places["N"][None, :, None, None],
+            batch=self.batches,
+            head=self.heads,
             q=q[:, None, :, None],
             k=k[:, None, None, :],
             q_index=places["T"][None, None, :, None],
@@ -133,9 +138,11 @@ def make_request(
         mask=as_mask(mask),
         score=_as_scores(score),
         sinks=_sinks(sinks, q),
-        dropout=_dropout(dropout),
+        dropout=_dropout(dropout, q.shape[2]),
         q_positions=_positions("q_positions", q_positions, q.shape[0], q.shape[1]),
         kv_positions=_positions("kv_positions", kv_positions, k.shape[0], k.shape[1]),
+        batches=np.arange(q.shape[0], dtype=np.int32).reshape(-1, 1, 1, 1),
+        heads=np.arange(q.shape[2], dtype=np.int32).reshape(1, -1, 1, 1),
         scale=_scale(scale, q.shape[-1]),
     )
     return _place_functions(request)
@@ -218,15 +225,16 @@ def _as_scores(score: Any) -> tuple[Score, ...]:
     return tuple(items)
 
 
-def _dropout(dropout: Any) -> Dropout | None:
+def _dropout(dropout: Any, num_heads: int) -> Dropout | None:
     if dropout is None:
         return None
     if not isinstance(dropout, Dropout):
         raise TypeError(f"dropout: expected Dropout(rate, seed), received {type(dropout).__name__}")
     if not isinstance(dropout.rate, (int, float, np.number)) or not 0 <= dropout.rate < 1:
         raise ValueError(f"dropout: rate: expected a number in [0, 1), received {dropout.rate!r}")
+    dropout = replace(dropout, num_heads=num_heads)
     if isinstance(dropout.seed, int) and not isinstance(dropout.seed, bool):
         return replace(dropout, seed=np.uint32(dropout.seed % 2**32))
     if not jnp.issubdtype(jnp.result_type(dropout.seed), jnp.integer) or jnp.size(dropout.seed) != 1:
         raise TypeError(f"dropout: seed: expected one integer, received {jnp.result_type(dropout.seed)} {jnp.shape(dropout.seed)}")
-    return dropout
+    return replace(dropout, seed=jnp.reshape(dropout.seed, ()))

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.flash.functions import Compared, Index, TileFunction, lookup, tile_function
+from pallas_kernels.flash.functions import Compared, Index, TileFunction, tile_function
 from pallas_kernels.flash.masks import _four_axes
+from pallas_kernels.flash.tables import lookup
 
 __all__ = ["Score", "alibi", "bias", "from_function", "relative_bias", "softcap"]
 

@@ -1,4 +1,4 @@
-"""Tile arithmetic that backends share: cutting arrays, judging tiles, listing those worth a visit.
+"""Tile arithmetic that backends share: cutting arrays, and what happens to the scores in a tile.
 
 Everything a mask or score reads, the index included, is a pytree of arrays `[B|1, K|1, G|1, T|1, S|1, *features]` (query heads split into K groups of G).
 Cutting a tile, or turning it on its side, is one `tree.map` over it.
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.flash.functions import Index
-from pallas_kernels.flash.masks import Mask, Range, Verdict
+from pallas_kernels.flash.masks import Mask
+from pallas_kernels.flash.request import Dropout, float_arrays, with_float_arrays
 from pallas_kernels.flash.scores import Score
 
 ROWS, KEYS = 3, 4
@@ -24,6 +25,49 @@ class Operands(NamedTuple):
     mask: Mask | None
     scores: tuple[Score, ...] = ()
     sinks: Any = None
+
+
+def scored(operands: Operands, s: jax.Array, partial: bool) -> jax.Array:
+    """The scores of a tile, changed in order, and -inf where the mask forbids; a tile that is not partial needs no mask."""
+    for score in operands.scores:
+        s = jnp.broadcast_to(score(s, operands.i), s.shape)
+    if partial and operands.mask is not None:
+        s = jnp.where(operands.mask.allowed(operands.i), s, -jnp.inf)
+    return s
+
+
+def kept(operands: Operands, dropout: Dropout | None, *tiles: jax.Array) -> tuple[jax.Array, ...]:
+    """Each tile where dropout keeps its element, divided by 1 - rate, and 0 elsewhere."""
+    if dropout is None:
+        return tiles
+    keep = dropout.keep(operands.i)
+    return tuple(jnp.where(keep, a / (1 - dropout.rate), 0) for a in tiles)
+
+
+def flow_back(
+    operands: Operands, dropout: Dropout | None, partial: bool, s: jax.Array, dp: jax.Array, lse: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """The backward pass within a tile, all of it elementwise but for sums over the axes that an array of a score lacks.
+
+        p = exp(score(s) - lse)    dscore = p * (dropout(dp) - delta)    ds, darrays = vjp of score
+
+    Args:
+        s: scale * q.k.
+        dp: dO.v.
+        lse, delta: of the rows, delta = rowsum(dO * O) - dlse.
+
+    Returns:
+        ds, dropout(p), and the gradients of the scores' float arrays.
+    """
+
+    def score(s: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+        return scored(operands._replace(scores=with_float_arrays(operands.scores, arrays)), s, partial=False)
+
+    changed, back = jax.vjp(score, s, float_arrays(operands.scores))
+    p = jnp.exp(scored(operands._replace(scores=()), changed, partial) - lse)
+    dp, p_kept = kept(operands, dropout, dp, p)
+    ds, arrays = back(p * (dp - delta))
+    return ds, p_kept, arrays
 
 
 def by_group(tree: Any, num_kv_heads: int) -> Any:
@@ -75,59 +119,3 @@ def on_its_side(tree: Any) -> Any:
 def upright(a: jax.Array) -> jax.Array:
     """The reverse of `on_its_side`, for one array."""
     return a.transpose(0, 1, ROWS, KEYS, 2, *range(5, a.ndim))
-
-
-def judge(operands: Operands, lengths: tuple[int, int], tile: tuple[int, int], static: bool = False) -> Verdict:
-    """The mask's verdict on every tile: booleans broadcastable to `[B, K, G, query tiles, key tiles]`; numpy if `static`."""
-    counts = -(-lengths[0] // tile[0]), -(-lengths[1] // tile[1])
-    if operands.mask is None:
-        return Verdict(np.zeros((1, 1, 1, *counts), bool), np.ones((1, 1, 1, *counts), bool))
-
-    def extremes(a: Any) -> Range:
-        xp: Any = np if isinstance(a, np.ndarray) else jnp
-        low = high = a
-        for axis, length, size in ((ROWS, lengths[0], tile[0]), (KEYS, lengths[1], tile[1])):
-            if a.shape[axis] == 1:
-                continue
-            padded = -(-length // size) * size
-            low, high = (
-                xp.moveaxis(x, axis, -1).reshape(*np.delete(x.shape, axis), padded // size, size) for x in pad((low, high), axis, padded)
-            )
-            low, high = xp.moveaxis(low.min(-1), -1, axis), xp.moveaxis(high.max(-1), -1, axis)
-        return Range(low, high)
-
-    i, mask = jax.tree.map(extremes, (operands.i, operands.mask))
-    never, always = mask.verdict(i, static)
-    return Verdict(*(_five_axes(x, counts) for x in (never, always)))
-
-
-def _five_axes(x: Any, counts: tuple[int, int]) -> Any:
-    xp: Any = np if isinstance(x, (np.ndarray, np.generic)) else jnp
-    x = xp.reshape(x, (1,) * (5 - x.ndim) + x.shape)
-    return xp.broadcast_to(x, (*x.shape[:3], *counts))
-
-
-class Visits(NamedTuple):
-    """For each row of tiles: which to visit, first those where all is allowed, then those where some is.
-
-    order `[rows, columns]`, full `[rows]`, partial `[rows]`: int32.
-    """
-
-    order: Any
-    full: Any
-    partial: Any
-
-
-def visits(verdict: Verdict) -> Visits:
-    """The lists of one chunk of heads, `[..., rows, columns]` booleans reduced over all leading axes."""
-    lead = tuple(range(verdict.never.ndim - 2))
-    never, always = jnp.all(verdict.never, lead), jnp.all(verdict.always, lead)
-    rank = jnp.where(never, 2, jnp.where(always, 0, 1)).astype(jnp.int32)
-    order = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
-    return Visits(order, (rank == 0).sum(-1, dtype=jnp.int32), (rank == 1).sum(-1, dtype=jnp.int32))
-
-
-def reach(never: np.ndarray) -> list[tuple[int, int]]:
-    """For each row of tiles `[..., rows, columns]` the first and one past the last tile worth a visit; (0, 0) where there is none."""
-    some = np.logical_not(never.reshape(-1, *never.shape[-2:])).any(axis=0, keepdims=True)[0]
-    return [(int(row.argmax()), len(row) - int(row[::-1].argmax())) if row.any() else (0, 0) for row in some]

@@ -320,7 +320,7 @@ def test_dropout_keeps_its_share_and_neighbours_are_unrelated() -> None:
 
     place = np.arange(211, dtype="int32")
     i = Index(np.int32(0), np.arange(7, dtype="int32")[:, None, None], place[:, None], place, place[:, None], place)
-    kept = {seed: np.asarray(Dropout(0.3, seed).keep(i, 7), float) for seed in (0, 1)}
+    kept = {seed: np.asarray(Dropout(0.3, seed, num_heads=7).keep(i), float) for seed in (0, 1)}
     for bits in kept.values():
         spread = np.sqrt(0.3 * 0.7 / bits.size)
         assert abs(bits.mean() - 0.7) < 5 * spread

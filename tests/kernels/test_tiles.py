@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import masks
+from pallas_kernels.flash.lists import judge, reach, together, visits
 from pallas_kernels.flash.masks import Verdict
 from pallas_kernels.flash.request import make_request
-from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, by_group, cut, judge, on_its_side, pad, reach, visits
+from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, by_group, cut, on_its_side, pad
 
 MANY = settings(max_examples=10 * settings().max_examples, deadline=None)
 B, K, G = 2, 2, 3
@@ -76,7 +77,7 @@ def test_verdicts_are_exact_in_order(data: Any, kind: str) -> None:
         np.testing.assert_array_equal(np.broadcast_to(always, full.shape), full)
 
 
-listed = jax.jit(visits)
+listed = jax.jit(lambda verdict: visits(together(verdict)))
 
 
 @given(st.data(), st.sampled_from(["causal", "sliding_window", "segments", "prefix", "lengths"]))

@@ -20,7 +20,7 @@ def supports(request: Request) -> str | None:
 def forward(request: Request) -> tuple[jax.Array, jax.Array]:
     p, lse = probabilities(request)
     if request.dropout is not None:
-        keep = request.dropout.keep(request.index(), request.sizes["N"])
+        keep = request.dropout.keep(request.index())
         p = jnp.where(keep, p / (1 - request.dropout.rate), 0)
     B, T, S, N, K, G, Hv = (request.sizes[a] for a in ("B", "T", "S", "N", "K", "G", "Hv"))
     grouped = p.astype(request.v.dtype).reshape(B, K, G, T, S)

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 
 from pallas_kernels.flash.backends.blockwise.plan import Chunk, deposit
 from pallas_kernels.flash.backends.blockwise.tile import five_axes, gradients, normalised, share, sink_rows, weighted, weights
+from pallas_kernels.flash.lists import Visits, together, visits
 from pallas_kernels.flash.masks import Verdict
 from pallas_kernels.flash.request import accumulator, float_arrays
-from pallas_kernels.flash.tiles import KEYS, ROWS, Visits, visits
+from pallas_kernels.flash.tiles import KEYS, ROWS
 
 
 def forward(chunk: Chunk, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
     """o `[R, G, T, Hv]` and lse `[R, G, T]`: for each row of tiles a running softmax over those that it visits."""
     R, G, T, _ = q.shape
     bq, bk = chunk.tile
-    lists, acc = visits(chunk.verdict), accumulator(q.dtype)
+    lists, acc = _lists(chunk.verdict), accumulator(q.dtype)
     v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
 
     def row(n: Any, state: Any) -> Any:
@@ -44,7 +45,7 @@ def backward(chunk: Chunk, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.
     """dQ `[R, G, H, T]`, dK, dV `[R, S, .]`, and the gradients of the scores' arrays: for each column of tiles the rows that visit it."""
     R, G, T, H = q.shape
     (bq, bk), S = chunk.tile, k.shape[1]
-    lists, acc = visits(Verdict(*(jnp.swapaxes(x, -1, -2) for x in chunk.verdict))), accumulator(q.dtype)
+    lists, acc = _lists(Verdict(*(jnp.swapaxes(x, -1, -2) for x in chunk.verdict))), accumulator(q.dtype)
 
     def column(n: Any, state: Any) -> Any:
         dq, dk_all, dv_all, sums = state
@@ -69,6 +70,10 @@ def backward(chunk: Chunk, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.
     state = (jnp.zeros((R, G, H, T), acc), jnp.zeros((R, S, H), acc), jnp.zeros((R, S, v.shape[-1]), acc), sums)
     *results, sums = jax.lax.fori_loop(0, S // bk, column, state)
     return tuple(results), sums
+
+
+def _lists(verdict: Verdict) -> Visits:
+    return jax.tree.map(jnp.asarray, visits(together(verdict)))
 
 
 def _each(lists: Visits, n: Any, visit: Any, running: Any) -> Any:

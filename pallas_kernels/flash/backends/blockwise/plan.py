@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.flash import masks
+from pallas_kernels.flash.lists import judge
 from pallas_kernels.flash.request import Dropout, Request, float_arrays
-from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, by_group, cut, judge, pad
+from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, by_group, cut, pad
 
 UNROLLED = 1024
 SIDE = 512
@@ -24,14 +25,13 @@ class Chunk(NamedTuple):
         tile: queries and keys to a tile.
         operands: what masks and scores read, cut to the chunk's heads.
         verdict: of the mask, tile by tile.
-        dropout: of the call, and its number of heads.
+        dropout: of the call.
     """
 
     tile: tuple[int, int]
     operands: Operands
     verdict: masks.Verdict
     dropout: Dropout | None
-    num_heads: int
 
 
 class Plan:
@@ -47,6 +47,7 @@ class Plan:
         size = 4 * self.G * (self.tile[0] * self.S if self.short else SIDE * SIDE)
         self.cb, self.ck = _heads_to_a_chunk(self.B, self.K, max(1, TILE_BYTES // size))
         self.operands = self._operands()
+        self.verdict = judge(self.operands, self.padded, self.tile, static=self.short)
 
     def _operands(self) -> Operands:
         request, (T, S) = self.request, self.padded
@@ -121,11 +122,11 @@ class Plan:
         return c * self.cb * self.ck // self.K, c * self.ck % self.K
 
     def _chunk(self, c: Any) -> Chunk:
-        operands, verdict = self.operands, judge(self.operands, self.padded, self.tile, static=self.short)
+        operands, verdict = self.operands, self.verdict
         for axis, start, size in zip((0, 1), self._first(c), (self.cb, self.ck)):
             operands = cut(operands, axis, start, size)
             verdict = verdict if self.short else cut(verdict, axis, start, size)
-        return Chunk(self.tile, operands, verdict, self.request.dropout, self.N)
+        return Chunk(self.tile, operands, verdict, self.request.dropout)
 
 
 def deposit(whole: jax.Array, part: jax.Array, starts: dict[int, Any]) -> jax.Array:

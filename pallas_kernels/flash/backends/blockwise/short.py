@@ -8,9 +8,10 @@ import numpy as np
 
 from pallas_kernels.flash.backends.blockwise.plan import Chunk, deposit
 from pallas_kernels.flash.backends.blockwise.tile import five_axes, gradients, normalised, share, sink_rows, weighted, weights
+from pallas_kernels.flash.lists import reach
 from pallas_kernels.flash.masks import Verdict
 from pallas_kernels.flash.request import float_arrays
-from pallas_kernels.flash.tiles import KEYS, ROWS, reach
+from pallas_kernels.flash.tiles import KEYS, ROWS
 
 
 def forward(chunk: Chunk, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:

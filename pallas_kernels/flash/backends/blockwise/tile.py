@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.flash.backends.blockwise.plan import Chunk
-from pallas_kernels.flash.request import accumulator, float_arrays, with_float_arrays
-from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, cut, on_its_side, upright
+from pallas_kernels.flash.request import accumulator
+from pallas_kernels.flash.tiles import KEYS, ROWS, Operands, cut, flow_back, kept, on_its_side, scored, upright
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -44,29 +44,18 @@ def weights(chunk: Chunk, operands: Operands, q: jax.Array, k: jax.Array, highes
     shape = five_axes(operands, R, G, T, k.shape[1])
     s = nt(fold(q), k)
     flat = s.shape
-    s = scored(operands, s.reshape(shape))
-    if partial and operands.mask is not None:
-        s = jnp.where(operands.mask.allowed(operands.i), s, -jnp.inf)
-    s = s.reshape(flat)
+    s = scored(operands, s.reshape(shape), partial).reshape(flat)
     own = s.max(-1, keepdims=True)
     highest = own if highest is None else jnp.maximum(highest, own)
     return jnp.exp(s - jnp.where(highest == -jnp.inf, 0, highest)), highest
-
-
-def scored(operands: Operands, s: jax.Array) -> jax.Array:
-    """The scores of five axes, changed in order."""
-    for score in operands.scores:
-        s = jnp.broadcast_to(score(s, operands.i), s.shape)
-    return s
 
 
 def weighted(chunk: Chunk, operands: Operands, e: jax.Array, v: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """dropout(e).v with the sums of e behind, `[R, G * T, Hv + 1]`; `v` has a column of ones behind, which yields the sums where nothing is dropped."""
     if chunk.dropout is None:
         return dot(e.astype(v.dtype), v)
-    keep = chunk.dropout.keep(operands.i, chunk.num_heads)
-    kept = jnp.where(keep, e.reshape(shape) / (1 - chunk.dropout.rate), 0).reshape(e.shape)
-    return jnp.concatenate([dot(kept.astype(v.dtype), v[..., :-1]), e.sum(-1, keepdims=True)], -1)
+    (some,) = kept(operands, chunk.dropout, e.reshape(shape))
+    return jnp.concatenate([dot(some.reshape(e.shape).astype(v.dtype), v[..., :-1]), e.sum(-1, keepdims=True)], -1)
 
 
 def normalised(o: jax.Array, highest: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -96,16 +85,10 @@ def gradients(chunk: Chunk, operands: Operands, k: jax.Array, v: jax.Array, rows
     S, side = k.shape[1], on_its_side(operands)
     shape = (*five_axes(operands, R, G, T, S)[:2], S, G, T)
     q, do = fold(q), fold(do)
-    raw = nt(k, q)
-    s, back = jax.vjp(lambda s, arrays: scored(side._replace(scores=with_float_arrays(side.scores, arrays)), s), raw.reshape(shape), float_arrays(side.scores))
-    if partial and side.mask is not None:
-        s = jnp.where(side.mask.allowed(side.i), s, -jnp.inf)
-    p = jnp.exp(s.reshape(raw.shape) - lse.reshape(R, 1, -1))
-    dp, kept = nt(v, do), p
-    if chunk.dropout is not None:
-        keep = chunk.dropout.keep(side.i, chunk.num_heads)
-        dp, kept = (jnp.where(keep, a.reshape(shape) / (1 - chunk.dropout.rate), 0).reshape(a.shape) for a in (dp, p))
-    ds, arrays = back((p * (dp - delta.reshape(R, 1, -1))).reshape(shape))
-    ds = ds.reshape(raw.shape).astype(q.dtype)
+    # Everything of five axes, B, K, S, G, T.
+    s, dp = (a.reshape(shape) for a in (nt(k, q), nt(v, do)))
+    lse, delta = (a.reshape(*shape[:2], 1, G, T) for a in (lse, delta))
+    ds, p, arrays = flow_back(side, chunk.dropout, partial, s, dp, lse, delta)
+    ds, p = ds.reshape(R, S, G * T).astype(q.dtype), p.reshape(R, S, G * T).astype(do.dtype)
     dq = dot(jnp.swapaxes(k, 1, 2), ds).reshape(R, H, G, T)
-    return (jnp.swapaxes(dq, 1, 2), dot(ds, q), dot(kept.astype(do.dtype), do)), [upright(a) for a in arrays]
+    return (jnp.swapaxes(dq, 1, 2), dot(ds, q), dot(p, do)), [upright(a) for a in arrays]
