@@ -9,11 +9,11 @@ A backend is a module with
 
 from types import ModuleType
 
-from pallas_kernels.flash.backends import blockwise, reference
+from pallas_kernels.flash.backends import blockwise, reference, tpu
 
 _EVERYWHERE = (blockwise, reference)
 
-ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": _EVERYWHERE, "tpu": _EVERYWHERE}
+ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": _EVERYWHERE, "tpu": (tpu, *_EVERYWHERE)}
 
 
 def name(backend: ModuleType) -> str:
