@@ -8,7 +8,8 @@ A mask is a frozen pytree: its arrays are leaves, all else is compared by value.
     1 1 1 0           0 1 1 0             1 1 1 0           0 0 1 1
     1 1 1 1           0 0 1 1             1 1 1 1           0 0 1 1
 
-Besides the function of a tile's elements, a built-in has a rule that judges a whole tile by the smallest and largest position, id or length in it.
+`show` draws them. Besides the function of a tile's elements, a built-in has a rule that judges a whole tile by the smallest and largest position, id or
+length in it.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.flash.functions import Compared, Index, TileFunction, comparable, tile_function
+from pallas_kernels.flash.show import Picture, draw
 from pallas_kernels.flash.tables import lookup
 
-__all__ = ["Mask", "block_sparse", "causal", "dense", "dilated", "from_function", "lengths", "prefix", "segments", "sliding_window", "valid"]
+__all__ = ["Mask", "block_sparse", "causal", "dense", "dilated", "from_function", "lengths", "prefix", "segments", "show", "sliding_window", "valid"]
 
 
 class Range(NamedTuple):
@@ -237,6 +239,36 @@ def block_sparse(layout: Any, block: int) -> Mask:
 def dilated(step: int) -> Mask:
     """q - k is a multiple of `step`."""
     return Leaf(tile_function(partial(_dilated, step=_count("dilated: step", step, 1)), {}))
+
+
+def as_mask(mask: Any) -> Mask | None:
+    """A mask from a mask, a boolean array or a function: what `attention` takes."""
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, (np.ndarray, jax.Array)):
+        return dense(mask)
+    if callable(mask):
+        return from_function(mask)
+    raise TypeError(f"mask: expected a mask, a boolean array, a function or None, received {type(mask).__name__}")
+
+
+def show(
+    mask: Any, T: int, S: int | None = None, *, batch: int = 0, head: int = 0, q_positions: Any = None, kv_positions: Any = None, file: Any = None
+) -> Picture:
+    """Draws what the mask allows in one batch row and head: 1 and 0, or where that is too long for a terminal a character to a block.
+
+    Args:
+        mask: what `attention` takes.
+        T, S: queries and keys; as many keys as queries unless given.
+        batch, head: their numbers; any, where none of the mask's arrays varies over them.
+        q_positions, kv_positions: integers `[T]` or `[B, T]`, `[S]` or `[B, S]`; 0, 1, 2, ... unless given.
+        file: plots the mask there as well, by matplotlib; the name's ending, such as .png, says how.
+
+    Returns:
+        A string that at a prompt shows as the picture. Elsewhere print it.
+    """
+    T, S = _count("show: T", T, 1), _count("show: S", T if S is None else S, 1)
+    return draw(as_mask(mask), T, S, batch, head, q_positions, kv_positions, file)
 
 
 def _count(name: str, value: Any, least: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels.flash import masks, scores
 from pallas_kernels.flash.functions import Index, check, narrow, place
-from pallas_kernels.flash.masks import Mask
+from pallas_kernels.flash.masks import Mask, as_mask
 from pallas_kernels.flash.scores import Score
 
 
@@ -65,6 +65,7 @@ class Request:
     batches: Any
     heads: Any
     scale: float = field(metadata={"static": True})
+    tile: tuple[int, int] | None = field(default=None, metadata={"static": True})
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -110,8 +111,9 @@ def with_float_arrays(score: tuple[Score, ...], arrays: list[Any]) -> tuple[Scor
 
 
 def make_request(
-    q: Any, k: Any, v: Any, mask: Any, score: Any, scale: float | None, sinks: Any, dropout: Dropout | None, q_positions: Any, kv_positions: Any
-) -> Request:
+    q: Any, k: Any, v: Any, mask: Any, score: Any, scale: float | None, sinks: Any, dropout: Dropout | None, q_positions: Any, kv_positions: Any,
+    tile: tuple[int, int] | None = None,
+) -> Request:  # fmt: skip
     """Checks a call and brings it to one form.
 
     Raises:
@@ -144,6 +146,7 @@ def make_request(
         batches=np.arange(q.shape[0], dtype=np.int32).reshape(-1, 1, 1, 1),
         heads=np.arange(q.shape[2], dtype=np.int32).reshape(1, -1, 1, 1),
         scale=_scale(scale, q.shape[-1]),
+        tile=_tile(tile),
     )
     return _place_functions(request)
 
@@ -184,6 +187,15 @@ def _scale(scale: Any, head_dim: int) -> float:
     raise TypeError(f"scale: expected a Python number, received {type(scale).__name__}; multiply q by a learned scale instead")
 
 
+def _tile(tile: Any) -> tuple[int, int] | None:
+    if tile is None:
+        return None
+    sides = tuple(tile) if isinstance(tile, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sides):
+        raise ValueError(f"tile: expected two positive integers, queries and keys to a tile, received {tile!r}")
+    return int(sides[0]), int(sides[1])
+
+
 def _sinks(sinks: Any, q: Any) -> Any:
     if sinks is None:
         return None
@@ -201,17 +213,6 @@ def _positions(name: str, positions: Any, batch: int, length: int) -> Any:
     if jnp.shape(positions) not in ((length,), (1, length), (batch, length)):
         raise ValueError(f"{name}: expected shape ({length},) or ({batch}, {length}), received {jnp.shape(positions)}")
     return narrow(positions).reshape((-1, length) if length else (1, 0))
-
-
-def as_mask(mask: Any) -> Mask | None:
-    """A mask from a mask, a boolean array or a function."""
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if isinstance(mask, (np.ndarray, jax.Array)):
-        return masks.dense(mask)
-    if callable(mask):
-        return masks.from_function(mask)
-    raise TypeError(f"mask: expected a mask, a boolean array, a function or None, received {type(mask).__name__}")
 
 
 def _as_scores(score: Any) -> tuple[Score, ...]:

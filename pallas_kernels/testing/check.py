@@ -1,0 +1,75 @@
+"""`check_attention`: runs the named checks on an attention function and reports."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from pallas_kernels.flash.functions import nearest_name
+from pallas_kernels.testing.checks import CHECKS, Check
+from pallas_kernels.testing.choosing import Seeded, Space
+from pallas_kernels.testing.report import ConformanceError, Report, Result
+from pallas_kernels.testing.subject import TOLERANCES, Subject
+
+
+def check_attention(
+    fn: Callable[..., Any],
+    *,
+    checks: Sequence[str] | None = None,
+    seeds: int = 20,
+    lengths: Sequence[tuple[int, int]] = Space.lengths,
+    heads: Sequence[tuple[int, int]] = Space.heads,
+    head_dims: Sequence[tuple[int, int]] = Space.head_dims,
+    tolerances: Mapping[str, float] = TOLERANCES,
+) -> Report:
+    """Judges an attention function by the reference backend, in float32 and at the highest precision of products.
+
+    Args:
+        fn: `fn(q, k, v, **options)` with the meaning of `pallas_kernels.attention`. It is handed the options in use and no others. A call with an option
+            that it has no keyword for counts as refused, and so does one at which it raises NotImplementedError.
+        checks: names out of `CHECKS`, in whose order they run; all unless given.
+        seeds: cases to a check, numbered from 0. The same seed makes the same case everywhere.
+        lengths: pairs of T and S: the first within one tile of the kernel, the others over several.
+        heads: pairs of N and K: the first with N = K, the others with N above K.
+        head_dims: pairs of H and Hv: the first with H = Hv, the others not.
+        tolerances: the largest error allowed by dtype's name, as a share of the largest number in the array; gradients may have twice that.
+
+    Returns:
+        A `Report`, which prints as a table. See its `refused` for what was not judged.
+
+    Raises:
+        ConformanceError: an AssertionError, after all checks have run. It names each check that failed, what it is meant to find, and its first case.
+            Or every case was refused. ValueError: an unknown check.
+    """
+    space, subject = Space(lengths, heads, head_dims), Subject(fn, tolerances)
+    with jax.default_matmul_precision("highest"):
+        report = Report(tuple(_run(check, subject, space, seeds) for check in _named(checks)))
+    if report.failed or not any(result.passed for result in report.results):
+        raise ConformanceError(report)
+    return report
+
+
+def _named(names: Sequence[str] | None) -> list[Check]:
+    for name in names or ():
+        if name not in CHECKS:
+            raise ValueError(f"checks: expected names out of {', '.join(CHECKS)}, received {name!r}{nearest_name(name, CHECKS)}")
+    return [check for name, check in CHECKS.items() if names is None or name in names]
+
+
+def _run(check: Check, subject: Subject, space: Space, seeds: int) -> Result:
+    passed, refusals, failures = 0, [], []
+    for seed in range(seeds):
+        call = check.case(Seeded(seed), check.space(space))
+        try:
+            check.judge(subject, call)
+            passed += 1
+        except NotImplementedError as refusal:
+            refusals.append(str(refusal))
+        except Exception as error:  # whatever a stranger's function raises is a finding, and the other checks go on
+            failures.append(f"seed {seed}: {call}\n  {_in_short(error)}")
+    return Result(check.name, check.finds, passed, tuple(refusals), tuple(failures))
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error).strip()
+    return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text.partition(chr(10))[0]}"
