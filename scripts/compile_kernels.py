@@ -26,6 +26,8 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import attention, masks, scores
+from pallas_kernels.flash.backends.tpu.tiling import choose
+from pallas_kernels.flash.request import make_request
 
 README = Path(__file__).parents[1] / "pallas_kernels" / "README.md"
 MARKS = "<!-- support: written by scripts/compile_kernels.py -->", "<!-- end of support -->"
@@ -49,14 +51,14 @@ VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Built:
-    """A program that compiled, or why it did not. `kernels` holds each kernel's bytes of on-chip memory."""
+    """The forward and backward pass of a call, compiled, or why it did not. `kernels` holds each kernel's bytes of on-chip memory."""
 
     chip: str
     variant: str
     dtype: str
     head_dim: int
     length: int
-    program: str
+    tile: tuple[int, int]
     seconds: float
     kernels: dict[str, int]
     error: str = ""
@@ -70,7 +72,7 @@ def pretending(device: Any) -> Iterator[None]:
         yield
 
 
-def build(chip: str, variant: str, dtype: str, head_dim: int, length: int, program: str) -> Built:
+def build(chip: str, variant: str, dtype: str, head_dim: int, length: int) -> Built:
     device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
     here = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
 
@@ -83,19 +85,23 @@ def build(chip: str, variant: str, dtype: str, head_dim: int, length: int, progr
     def forward(q: Any, k: Any, v: Any, learned: Any, ids: Any) -> Any:
         return attention(q, k, v, backend="tpu", **VARIANTS[variant]({"ids": ids, **learned}))
 
-    def backward(*args: Any) -> Any:
+    def request(q: Any, k: Any, v: Any, learned: Any, ids: Any) -> Any:
+        how = {"mask": None, "score": None, **VARIANTS[variant]({"ids": ids, **learned})}
+        return make_request(q, k, v, how["mask"], how["score"], None, None, None, None, None)
+
+    def gradients(*args: Any) -> Any:
         return jax.vjp(lambda *floats: forward(*floats, args[-1]), *args[:-1])[1](args[0])
 
     start = time.perf_counter()
-    kernels, error = {}, ""
+    kernels, error, chosen = {}, "", (0, 0)
     try:
         with pretending(device):
-            traced = jax.jit({"forward": forward, "backward": backward}[program]).trace(q, k, k, learned, ids)
-            text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+            chosen = choose(jax.eval_shape(request, q, k, k, learned, ids))
+            text = jax.jit(gradients).trace(q, k, k, learned, ids).lower(lowering_platforms=("tpu",)).compile().as_text()
         kernels = {name: int(size) for name, size in re.findall(r'%\w*?attention_(\w+?)_*\.\d+ =.*used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', text)}
     except Exception as problem:  # whatever a compiler may raise is a row of the table
         error = f"{type(problem).__name__}: {problem}".splitlines()[0]
-    return Built(chip, variant, dtype, head_dim, length, program, round(time.perf_counter() - start, 1), kernels, error)
+    return Built(chip, variant, dtype, head_dim, length, chosen, round(time.perf_counter() - start, 1), kernels, error)
 
 
 def table(results: list[Built]) -> str:
@@ -135,10 +141,10 @@ def main(
         readme: whether to write the table in pallas_kernels/README.md.
     """
     results = []
-    for combination in itertools.product(chips, variants, dtypes, head_dims, lengths, ("forward", "backward")):
+    for combination in itertools.product(chips, variants, dtypes, head_dims, lengths):
         results.append(built := build(*combination))
         bytes_ = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in built.kernels.items())
-        print(f"{' '.join(map(str, combination))}: {built.error or bytes_}, {built.seconds} s", flush=True)
+        print(f"{' '.join(map(str, combination))}: tiles {built.tile[0]} x {built.tile[1]}, {built.error or bytes_}, {built.seconds} s", flush=True)
     if out:
         Path(out).write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     if readme:

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = FENCED.findall((ROOT / "README.md").read_text())
+OTHERS = FENCED.findall((ROOT / "pallas_kernels" / "README.md").read_text())
+PYTHON = [text for kind, text in BLOCKS + OTHERS if kind == "python"]
 COMMANDS = [line[line.rfind("&& ") + 3 if "&& " in line else 0 :] for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 
 def test_there_are_blocks_of_both_kinds_and_no_others() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) >= 3
+    assert {kind for kind, _ in BLOCKS + OTHERS} == {"python", "sh"}
+    assert len(PYTHON) >= 5
     assert sum(command.startswith("python scripts/") for command in COMMANDS) >= 5
 
 

@@ -27,6 +27,7 @@ def attention(
     q_positions: Any = None,
     kv_positions: Any = None,
     backend: str = "auto",
+    tile: tuple[int, int] | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Scaled dot-product attention with any mask and score.
@@ -47,6 +48,7 @@ def attention(
         q_positions: integers `[T]` or `[B, T]`; 0, 1, 2, ... unless given.
         kv_positions: integers `[S]` or `[B, S]`; 0, 1, 2, ... unless given.
         backend: a name, or "auto" for the first that takes the call (see `explain`).
+        tile: queries and keys to a tile; the backend chooses unless given. It changes speed and memory, and results by rounding alone.
         return_lse: whether to return `(o, lse)`.
 
     Returns:
@@ -59,7 +61,7 @@ def attention(
 
     References: Vaswani et al., arXiv:1706.03762, section 3.2.1; Dao et al., arXiv:2205.14135.
     """
-    request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions)
+    request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions, tile)
     o, lse = _run(_choose(request, backend), request)
     lead = jnp.shape(q)[:-3]
     o, lse = o.reshape(*lead, *o.shape[1:]), lse.reshape(*lead, *lse.shape[1:])
@@ -75,8 +77,8 @@ class Explanation:
 
     @property
     def chosen(self) -> str:
-        """The backend that "auto" takes."""
-        return next(name for name, reason in self.reasons if reason is None)
+        """The backend that "auto" takes; "none" where there is none."""
+        return next((name for name, reason in self.reasons if reason is None), "none")
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.reasons)
@@ -101,6 +103,7 @@ def explain(
     dropout: Dropout | None = None,
     q_positions: Any = None,
     kv_positions: Any = None,
+    tile: tuple[int, int] | None = None,
     platform: str | None = None,
 ) -> Explanation:
     """Which backends would take a call of `attention`, and why the others would not.
@@ -111,7 +114,7 @@ def explain(
     Returns:
         An `Explanation`, which prints as a table.
     """
-    request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions)
+    request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions, tile)
     platform = platform or jax.default_backend()
     return Explanation(platform, tuple((backends.name(b), b.supports(request)) for b in _order(platform)))
 
@@ -126,7 +129,10 @@ def _order(platform: str) -> tuple[ModuleType, ...]:
 def _choose(request: Request, wanted: str) -> ModuleType:
     order = _order(jax.default_backend())
     if wanted == "auto":
-        return next(b for b in order if b.supports(request) is None)
+        if taker := next((b for b in order if b.supports(request) is None), None):
+            return taker
+        reasons = "; ".join(f"{backends.name(b)} {b.supports(request)}" for b in order)
+        raise NotImplementedError(f"backend 'auto': no backend takes the call: {reasons}")
     every = {backends.name(b): b for platform in backends.ORDER.values() for b in platform}
     if wanted not in every:
         raise ValueError(f"backend: expected one of auto, {', '.join(every)}, received {wanted!r}{nearest_name(wanted, every)}")

@@ -14,7 +14,7 @@ from pallas_kernels.flash.request import Request
 
 
 def supports(request: Request) -> str | None:
-    return None
+    return None if request.tile is None else "has no tiles to choose"
 
 
 def forward(request: Request) -> tuple[jax.Array, jax.Array]:

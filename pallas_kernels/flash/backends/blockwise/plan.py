@@ -41,10 +41,11 @@ class Plan:
         sizes = request.sizes
         self.B, self.T, self.S, self.N, self.K, self.G = (sizes[a] for a in "BTSNKG")
         self.request = request
-        self.short = max(self.T, self.S) <= UNROLLED
-        self.tile = (min(self.T, SHORT_SIDE), min(self.S, SHORT_SIDE)) if self.short else (SIDE, SIDE)
-        self.padded = (self.T, self.S) if self.short else (-(-self.T // SIDE) * SIDE, -(-self.S // SIDE) * SIDE)
-        size = 4 * self.G * (self.tile[0] * self.S if self.short else SIDE * SIDE)
+        self.short = request.tile is None and max(self.T, self.S) <= UNROLLED
+        self.tile = (min(self.T, SHORT_SIDE), min(self.S, SHORT_SIDE)) if self.short else request.tile or (SIDE, SIDE)
+        bq, bk = self.tile
+        self.padded = (self.T, self.S) if self.short else (-(-self.T // bq) * bq, -(-self.S // bk) * bk)
+        size = 4 * self.G * bq * (self.S if self.short else bk)
         self.cb, self.ck = _heads_to_a_chunk(self.B, self.K, max(1, TILE_BYTES // size))
         self.operands = self._operands()
         self.verdict = judge(self.operands, self.padded, self.tile, static=self.short)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pallas_kernels.flash.backends.tpu import backward as _backward
 from pallas_kernels.flash.backends.tpu import forward as _forward
 from pallas_kernels.flash.backends.tpu.launch import Launch
-from pallas_kernels.flash.backends.tpu.tiling import choose
+from pallas_kernels.flash.backends.tpu.tiling import choose, misfit
 from pallas_kernels.flash.request import Request, float_arrays, with_float_arrays
 
 
@@ -22,7 +22,7 @@ def supports(request: Request) -> str | None:
         return "takes no empty arrays"
     if request.q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"takes float32 and bfloat16, received {request.q.dtype}"
-    return None
+    return misfit(request)
 
 
 def forward(request: Request) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.flash import masks
+from pallas_kernels.flash.backends.tpu.tiling import limit
 from pallas_kernels.flash.functions import Index
 from pallas_kernels.flash.lists import Visits, judge, visits
 from pallas_kernels.flash.masks import Verdict
@@ -199,7 +200,7 @@ class Launch:
                 kernel,
                 grid_spec=spec,
                 out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
-                compiler_params=pltpu.CompilerParams(dimension_semantics=order),
+                compiler_params=pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=limit()),
                 interpret=_interpreted(),
                 name=getattr(body, "__name__", None) or body.func.__name__,  # type: ignore[attr-defined]
             )(*scalars, *(a for a, _ in inputs), *self.arrays)

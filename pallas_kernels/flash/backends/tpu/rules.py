@@ -10,7 +10,6 @@ from jax.extend.core import Primitive
 from pallas_kernels.flash.tables import deposit_p, lookup_p
 
 LANES = 128
-LARGEST_TABLE, LARGEST_GRADIENT = 8192, 256
 
 
 def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
@@ -54,11 +53,12 @@ def deposit(g: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array
     """A sum for each entry of the table, `[1|bq, 1|bk, F]`."""
     axes = tuple(axis for axis, n in enumerate(shape[:-1]) if n == 1 and g.shape[axis] > 1)
     feature = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    sums = jnp.zeros(shape, g.dtype)
-    for n in range(shape[-1]):
+
+    def add(n: Any, sums: jax.Array) -> jax.Array:
         mine = jnp.where(index == n, g, 0).sum(axes, keepdims=True)
-        sums = jnp.where(feature == n, mine[..., None], sums)
-    return sums
+        return jnp.where(feature == n, mine[..., None], sums)
+
+    return jax.lax.fori_loop(0, shape[-1], add, jnp.zeros(shape, g.dtype))
 
 
 RULES: dict[Primitive, Callable[..., Any]] = {lookup_p: lookup, deposit_p: deposit}
