@@ -1,28 +1,35 @@
-"""Times a training step beside the same model in torch, interleaved in one process: `python scripts/bench.py train`.
+"""Times things beside those of others, interleaved in one process: `python scripts/bench.py train`, `python scripts/bench.py attention`.
 
 torch is optional: `pip install torch` first. Ratios are of medians; a machine's own speed cancels out. Results go to benchmarks/, under the device's name.
 """
 
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from pallas_kernels import attention, masks, scores
 from transformer_jax.layers import Attention, Causal, Dense, Embedding, GPT2Init, Group, LayerNorm, Learned, Residual, Stack
 from transformer_jax.models import DecoderOnly, DecoderOnlyConfig
 from transformer_jax.training import AdamW, NextToken, WarmupCosine, init_state, several_steps, train_step
+
+TORCH = importlib.util.find_spec("torch") is not None
+
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,11 @@ SHAPES = {
 }
 
 
-def ours(s: Shape) -> Callable[[], None]:
+def ours(s: Shape) -> Call:
     attention = Residual(Attention(s.num_heads, mask=Causal()), pre=LayerNorm(bias=False))
     mlp = Residual(Dense(4 * s.d_model), pre=LayerNorm(bias=False))
     stack = Stack((Group(s.num_layers, (attention, mlp)),), final_norm=LayerNorm(bias=False))
-    config = DecoderOnlyConfig(
-        s.vocab_size, d_model=s.d_model, max_length=s.context, stack=stack, embedding=Embedding(Learned()), initialization=GPT2Init()
-    )
+    config = DecoderOnlyConfig(s.vocab_size, d_model=s.d_model, max_length=s.context, stack=stack, embedding=Embedding(Learned()), initialization=GPT2Init())
     model = DecoderOnly(config, training=True, unroll=s.num_layers)
     optimizer = functools.partial(AdamW().make, WarmupCosine().make(1e-3, 2000))
     tokens = jnp.asarray(_tokens(s, s.steps_per_call))
@@ -64,7 +69,7 @@ def ours(s: Shape) -> Callable[[], None]:
     return call
 
 
-def torchs(s: Shape) -> Callable[[], None]:
+def torchs(s: Shape) -> Call:
     """The same model, loss and optimizer in torch eager, `steps_per_call` steps to a call."""
     import torch
     from torch import nn
@@ -119,16 +124,24 @@ def _tokens(s: Shape, steps: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, s.vocab_size, (steps, s.batch, s.context + 1), dtype=np.int32)
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn; the first round, which compiles, is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken in turn; the first round, which compiles, is not counted."""
+    ms: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             if n:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+                ms[name].append(1e3 * (time.perf_counter() - start))
+    return ms
+
+
+def summary(ms: list[float]) -> dict[str, float]:
+    return {"median_ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}
+
+
+def in_words(summaries: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{who} {r['median_ms']:.1f} ({r['least_ms']:.1f} to {r['most_ms']:.1f})" for who, r in summaries.items())
 
 
 def products(rounds: int) -> dict[str, float]:
@@ -136,15 +149,13 @@ def products(rounds: int) -> dict[str, float]:
     a, b = np.ones((2048, 384), np.float32), np.ones((384, 1536), np.float32)
     times, matmul = 50, jax.jit(jnp.matmul)
     x, y = jnp.asarray(a), jnp.asarray(b)
-    calls: dict[str, Callable[[], Any]] = {"transformer_jax": lambda: [jax.block_until_ready(matmul(x, y)) for _ in range(times)]}
-    try:
+    calls: dict[str, Call] = {"transformer_jax": lambda: [jax.block_until_ready(matmul(x, y)) for _ in range(times)]}
+    if TORCH:
         import torch
 
         u, w = torch.from_numpy(a), torch.from_numpy(b)
         calls["torch"] = lambda: [u @ w for _ in range(times)]
-    except ImportError:
-        pass
-    speeds = {who: times * 2e-9 * a.size * b.shape[1] / statistics.median(s) for who, s in interleaved(calls, rounds).items()}
+    speeds = {who: times * 2e-6 * a.size * b.shape[1] / statistics.median(ms) for who, ms in interleaved(calls, rounds).items()}
     print("products: GFLOP/s: " + ", ".join(f"{who} {speed:.0f}" for who, speed in speeds.items()), flush=True)
     return speeds
 
@@ -152,18 +163,107 @@ def products(rounds: int) -> dict[str, float]:
 def train(rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {"gflops_of_products": products(rounds)}
     for name, shape in SHAPES.items():
-        calls = {"transformer_jax": ours(shape)}
-        try:
-            calls["torch"] = torchs(shape)
-        except ImportError:
-            print("torch is not installed: nothing to compare with", file=sys.stderr)
-        per_step = {who: [1e3 * t / shape.steps_per_call for t in times] for who, times in interleaved(calls, rounds).items()}
-        results[name] = {who: {"median_ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)} for who, ms in per_step.items()}
-        line = ", ".join(f"{who} {r['median_ms']:.1f} ({r['least_ms']:.1f} to {r['most_ms']:.1f})" for who, r in results[name].items())
-        if "torch" in per_step:
-            results[name]["times_torch"] = statistics.median(per_step["torch"]) / statistics.median(per_step["transformer_jax"])
+        calls = {"transformer_jax": ours(shape), **({"torch": torchs(shape)} if TORCH else {})}
+        steps = {who: summary([t / shape.steps_per_call for t in ms]) for who, ms in interleaved(calls, rounds).items()}
+        results[name], line = dict(steps), in_words(steps)
+        if TORCH:
+            results[name]["times_torch"] = steps["torch"]["median_ms"] / steps["transformer_jax"]["median_ms"]
             line += f"; {results[name]['times_torch']:.2f} times torch's speed"
         print(f"{name}: ms a step: {line}", flush=True)
+    return results
+
+
+class Sizes(NamedTuple):
+    """Of attention: batch, heads, length, head dimension."""
+
+    B: int
+    H: int
+    T: int
+    D: int
+
+
+def jax_attention(fn: Callable[..., Any], sizes: Sizes, dtype: str) -> Call:
+    """Forward and backward of `fn(q, k, v)`, arrays `[B, T, H, D]`."""
+
+    def both(q: Any, k: Any, v: Any, do: Any) -> Any:
+        o, back = jax.vjp(fn, q, k, v)
+        return o, back(do)
+
+    rng = np.random.default_rng(0)
+    q, k, v, do = (jnp.asarray(rng.normal(size=(sizes.B, sizes.T, sizes.H, sizes.D)), dtype) for _ in range(4))
+    program = jax.jit(both)
+    return lambda: jax.block_until_ready(program(q, k, v, do))
+
+
+def torch_attention(sizes: Sizes, dtype: str) -> Call:
+    """Forward and backward of torch's causal attention, arrays `[B, H, T, D]`, on the device that jax has."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    q, k, v, do = (torch.randn(sizes, dtype=getattr(torch, dtype), device=device) for _ in range(4))
+    inputs = [a.requires_grad_() for a in (q, k, v)]
+
+    def call() -> None:
+        o = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(o, inputs, do)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def attention_rows(dtype: str, shrink: int) -> Iterator[tuple[str, dict[str, Call]]]:
+    """Each row's name and calls; the others' times are told as multiples of the first's."""
+
+    def ours(sizes: Sizes, mask: Any, score: Any = None) -> Call:
+        return jax_attention(functools.partial(attention, mask=mask, score=score), sizes, dtype)
+
+    causal = masks.causal()
+    for sizes in (Sizes(8, 6, 256 // shrink, 64), *(Sizes(1, 8, length // shrink, 64) for length in (1024, 4096, 8192))):
+        calls = {"pallas_kernels": ours(sizes, causal)}
+        if TORCH and jax.default_backend() != "tpu":
+            calls["torch"] = torch_attention(sizes, dtype)
+        if sizes.T * shrink < 8192:  # beyond, the array of scores takes gigabytes
+            calls["jax.nn"] = jax_attention(functools.partial(jax.nn.dot_product_attention, is_causal=True), sizes, dtype)
+        yield f"causal {list(sizes)}", calls
+
+    sizes, window = Sizes(1, 8, 8192 // shrink, 64), 512 // shrink
+    yield f"window {list(sizes)}", {"causal": ours(sizes, causal), f"window {window}": ours(sizes, masks.sliding_window(window - 1))}
+
+    sizes = Sizes(1, 8, 2048 // shrink, 64)
+    own = scores.from_function(lambda s, i: 30.0 * jnp.tanh(s / 30.0))
+    capped = {"softcap": ours(sizes, causal, scores.softcap(30.0)), "softcap as a lambda": ours(sizes, causal, own)}
+    yield f"cap {list(sizes)}", {"causal": ours(sizes, causal), **capped}
+
+
+def temporary_bytes(sizes: Sizes, dtype: str) -> int:
+    """What forward and backward with T5's table, its gradient too, need beside inputs and outputs."""
+
+    def biased(q: Any, k: Any, v: Any, table: Any) -> Any:
+        return attention(q, k, v, mask=masks.causal(), score=scores.relative_bias(table, bidirectional=False, max_distance=128))
+
+    def both(q: Any, k: Any, v: Any, table: Any, do: Any) -> Any:
+        o, back = jax.vjp(biased, q, k, v, table)
+        return o, back(do)
+
+    a, table = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((sizes.B, sizes.T, sizes.H, sizes.D), dtype), ((sizes.H, 32), "float32")))
+    return int(jax.jit(both).lower(a, a, a, table, a).compile().memory_analysis().temp_size_in_bytes)
+
+
+def time_attention(rounds: int, dtype: str, shrink: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for name, calls in attention_rows(dtype, shrink):
+        times = {who: summary(ms) for who, ms in interleaved(calls, rounds).items()}
+        first, *others = times
+        ratios = {who: times[who]["median_ms"] / times[first]["median_ms"] for who in others}
+        results[name] = {**times, "times_the_first": ratios}
+        line = ", ".join(f"{who} {ratio:.2f}" for who, ratio in ratios.items())
+        print(f"{name}: ms: {in_words(times)}" + (f"; times {first}: {line}" if line else ""), flush=True)
+    for length in (8192 // shrink, 16384 // shrink):
+        sizes = Sizes(1, 4, length, 64)
+        name = f"T5 table {list(sizes)}"
+        results[name] = {"temporary_bytes": temporary_bytes(sizes, dtype)}
+        print(f"{name}: {results[name]['temporary_bytes'] / 2**20:.1f} MiB of temporary memory", flush=True)
     return results
 
 
@@ -176,18 +276,36 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def main(what: Literal["train"], /, rounds: int = 7, out: str = "") -> None:
-    """Times something.
+def report(what: str, results: dict[str, Any], out: str) -> None:
+    """Writes the results and how they came about."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "torch") if name == "jax" or TORCH}
+    if out:
+        Path(out).write_text(json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **versions, what: results}, indent=2) + "\n")
+
+
+def main_train(rounds: int = 7, out: str = "") -> None:
+    """One step of training.
 
     Args:
-        what: "train", one step of training.
         rounds: counted rounds.
         out: a JSON file for the results.
     """
-    results = {"command": " ".join(["python", *sys.argv]), "machine": machine(), "jax": jax.__version__, what: train(rounds)}
-    if out:
-        Path(out).write_text(json.dumps(results, indent=2) + "\n")
+    report("train", train(rounds), out)
+
+
+def main_attention(rounds: int = 7, dtype: Literal["float32", "bfloat16"] = "float32", shrink: int = 1, out: str = "") -> None:
+    """Forward and backward of attention, by kinds and lengths, on jax's default device.
+
+    Args:
+        rounds: counted rounds.
+        dtype: of q, k and v.
+        shrink: divides all lengths, to try the script out; at most 256.
+        out: a JSON file for the results.
+    """
+    report("attention", {"dtype": dtype, **time_attention(rounds, dtype, shrink)}, out)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    if not TORCH:
+        print("torch is not installed: nothing of it to compare with", file=sys.stderr)
+    tyro.extras.subcommand_cli_from_dict({"train": main_train, "attention": main_attention}, description=__doc__)
