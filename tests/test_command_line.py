@@ -284,6 +284,35 @@ def test_a_swap_reaches_into_tuples_and_into_what_it_brought_along(recipe: str) 
     assert config.model.groups[0].layers[1] == Experts(d_ff=48, expert=Attention(window=7), num_experts=3)
 
 
+@pytest.mark.parametrize(
+    ("line", "layers"),
+    [
+        ("--model.groups.1.layers attention,Wide --model.groups.1.layers.0.window 7", (Attention(window=7), Wide())),
+        ("--model.groups.0.layers attention", (Attention(),)),
+        (
+            "--model.groups.0.layers gated,experts --model.groups.0.layers.0.d-ff 4 --model.groups.0.layers.1.d-ff 8 --model.groups.0.layers.1.expert wide",
+            (Gated(d_ff=4), Experts(d_ff=8, expert=Wide())),
+        ),
+        ("--model.groups.0.layers none", ()),
+        ("--model.groups.0.layers attention,attention --model.groups.0.layers.1 wide", (Attention(), Wide())),
+    ],
+)
+def test_a_tuple_is_set_by_the_names_of_its_types(recipe: str, line: str, layers: object) -> None:
+    group = int(line[len("--model.groups.")])
+    assert parse(recipe, line)[0].model.groups[group].layers == layers
+
+
+@pytest.mark.parametrize("line", ["--files", "--files --seed 5"])
+def test_a_flag_that_takes_several_values_takes_at_least_one(write: Write, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    source = write("own.py", RECIPE.replace('data: str = ""', 'data: str = "", files: tuple[str, ...] = ("a",)'))
+    assert "--files: expected at least one value, received none" in message(capsys, lambda: parse(source, line))
+
+
+def test_a_wrong_name_in_a_tuple_is_answered_with_the_nearest(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = message(capsys, lambda: parse(recipe, "--model.groups.1.layers attention,wode"))
+    assert "--model.groups.1.layers.1: expected one of" in said and "received 'wode' (nearest: wide)" in said
+
+
 def test_a_field_that_may_be_none_is_swapped_both_ways(recipe: str) -> None:
     swapped, _ = parse(recipe, "--model.embedding-norm rms-norm --model.embedding-norm.eps 0.5")
     assert swapped.model.embedding_norm == RMSNorm(eps=0.5)

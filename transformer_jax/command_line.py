@@ -5,6 +5,7 @@ wherever they stand:
 
     --d-model 256                           a parameter of that function
     --optimizer lion                        a field's type, by name: any imported type that fits; `RMSNorm` and `rms-norm` are the same
+    --model.stack.score alibi,softcap       the types of several, or `none`
     --model.stack.groups.0.repeat 6         any other field, by its path
 
 A new type takes over the fields that it shares with the old one, where those were set; what was left at the old type's default gets the new one's.
@@ -68,6 +69,9 @@ def load(
         parameters = inspect.signature(function).parameters
         if clash := own.intersection(parameters):
             raise ValueError(f"the parameter {clash.pop()!r} is also an option of {prog}: give it another name")
+        for name, hint in typing.get_type_hints(function).items():
+            if typing.get_origin(hint) is tuple and words.get(name, "a value").startswith("--"):
+                raise ValueError(f"{_flag(name)}: expected at least one value, received none; leave it out for its default")
 
     # What the config is, and so which other flags there are, depends on the parameters: they are parsed alone first, then again with all the rest.
     values_of = functools.wraps(function)(lambda **values: values)
@@ -154,6 +158,7 @@ class _Fields:
             What makes the value from the parsed flags. It is made once, when all are known: a config checks itself, and half changed it may be wrong.
         """
         if isinstance(value, tuple) and _holds_config(hint):
+            value = self._as_many_as_named(value, hint, path)
             items = [self.add(item, _item_hint(hint, n), f"{path}.{n}") for n, item in enumerate(value)]
             return lambda parsed: tuple(item(parsed) for item in items)
         if not _holds_config(hint) or not (value is None or value is _MISSING or isinstance(value, Config)):
@@ -168,6 +173,20 @@ class _Fields:
             for f in dataclasses.fields(kind)  # type: ignore[arg-type]
         }
         return lambda parsed: kind(**{name: make(parsed) for name, make in fields.items()})
+
+    def _as_many_as_named(self, value: tuple[Any, ...], hint: Any, path: str) -> tuple[Any, ...]:
+        """A tuple of any length is set by the names of its items' types: its items so far, as far as there are names, and what is to be made."""
+        choices = _choices(_item_hint(hint, 0))
+        if ... not in typing.get_args(hint) or len(choices) < 2:
+            return value
+        known = {kind: name for name, kind in choices.items()}
+        before = ",".join(known.get(type(item), "") for item in value) or "none"
+        self._enter(path, Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(choices)}}},...|none")], before)
+        if not (word := self.words.get(path)):
+            return value
+        names = [] if word == "none" else word.split(",")
+        self.words = {**{f"{path}.{n}": name for n, name in enumerate(names)}, **self.words}
+        return tuple(value[n] if n < len(value) else _MISSING for n in range(len(names)))
 
     def _kind(self, value: Any, hint: Any, path: str) -> type[Config] | None:
         kind = None if value is None else type(value)
@@ -251,7 +270,7 @@ def _config_function(source: str) -> Callable[..., Any]:
 
 def _words_after_flags(args: Sequence[str]) -> dict[str, str]:
     words = {}
-    for arg, following in zip(args, [*args[1:], ""]):
+    for arg, following in zip(args, [*args[1:], "--"]):
         if arg.startswith("--"):
             name, _, word = arg[2:].partition("=")
             words[name.replace("-", "_")] = word or following

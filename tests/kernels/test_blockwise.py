@@ -291,6 +291,23 @@ def test_each_chunk_of_heads_has_its_own_list_of_tiles(oracle: Any, normal: Any,
 
 
 @pytest.mark.slow
+def test_memory_grows_with_length_and_not_its_square() -> None:
+    """Forward and backward, causal with a T5 table and its gradient, 4 heads of 64 features."""
+
+    def temporary(T: int) -> int:
+        q, table = jax.ShapeDtypeStruct((1, T, 4, 64), jnp.float32), jax.ShapeDtypeStruct((4, 32), jnp.float32)
+
+        def loss(q: Any, k: Any, v: Any, table: Any) -> Any:
+            return attention(q, k, v, mask=masks.causal(), score=scores.relative_bias(table, False, 128), backend="blockwise").sum()
+
+        memory = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(q, q, q, table).compile().memory_analysis()
+        return int(memory.temp_size_in_bytes)
+
+    at_8k, at_16k = temporary(8192), temporary(16384)
+    assert at_16k <= 150e6 and at_16k <= 2.2 * at_8k
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1024, 1031])
 def test_at_its_real_tile_sizes(length: int, normal: Any, close: Any) -> None:
     inputs, cotangents = arrays_of(normal, 1, length, length + 7, 2, 1, 16, 16)

@@ -31,7 +31,7 @@ LENGTHS = ((5, 11), (23, 19))
 reference = partial(attention, backend="reference")
 
 
-@pytest.mark.parametrize("seeds", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [1, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("of_gradients", [False, True], ids=["values", "gradients"])
 def test_blockwise_passes(of_gradients: bool, seeds: int) -> None:
     checks = [name for name in CHECKS if ("gradients" in name) == of_gradients]

@@ -77,10 +77,10 @@ class Launch:
     def _verdict(self) -> Verdict:
         """`[B|1, N|1, query tiles, key tiles]`."""
         operands = by_group(Operands(self.index, self.read["mask"]), self.N)
-        static = judge(operands, (self.T, self.S), self.tile, static=True)
-        known = [a for a in jax.tree.leaves(operands) if isinstance(a, jax.Array)]
-        verdict = static if not known else judge(operands, (self.T, self.S), self.tile)
+        verdict = static = judge(operands, (self.T, self.S), self.tile, static=True)
         self.most = np.logical_not(static.never)
+        if any(isinstance(a, jax.Array) for a in jax.tree.leaves(operands)):
+            verdict = judge(operands, (self.T, self.S), self.tile)
         never, always = (x[:, :, 0] for x in verdict)
         # The last keys of a tile that reaches beyond the end are not allowed, and judge has not seen them.
         return Verdict(never, always & (np.arange(self.counts[1]) < self.S // self.tile[1]))
