@@ -142,29 +142,64 @@ def place(function: TileFunction, sizes: dict[str, int]) -> TileFunction:
     return TileFunction(function.fn, function.names, (AXES,) * len(placed), tuple(placed))
 
 
+# One element, with which any array from outside can be combined; then two shapes: what a function does with both it does with all.
+_TRIED = (1, 1, 1, 1), (1, 1, 2, 3), (1, 1, 5, 7)
+
+
 def check(function: TileFunction, *leading: Any, kind: str, expected: Any) -> None:
-    """Traces a placed function on one element and refuses what no tile could take.
+    """Traces a placed function on small tiles and refuses what not every tile could take.
+
+    Args:
+        leading: dtypes of arguments of the tile's shape, before the index.
 
     Raises:
-        ValueError: it uses an array from outside its arguments, or its result has another shape.
+        ValueError: it uses an array from outside its arguments, is not elementwise, looks at the tile's shape, or its result has another one.
         TypeError: its result has another dtype.
     """
-    one = {n: jax.ShapeDtypeStruct((1, 1, 1, 1, *np.shape(a)[4:]), jnp.result_type(a)) for n, a in function.named.items()}
-    i = Index(*(jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.int32),) * 6)
-    closed = jax.make_jaxpr(lambda *args: function.fn(*args[:-1], **args[-1]))(*leading, i, one)
-    outside = [c for c in _constants(closed) if np.ndim(c) > 0 or isinstance(c, jax.core.Tracer)]
-    if outside:
-        what = f"{outside[0].dtype}{list(np.shape(outside[0]))}"
-        raise ValueError(f'{kind} {function.name} uses {what} from outside its arguments; pass it by name with its axes: slope=(slopes, "N")')
-    if moved := _moves(closed.jaxpr):
-        raise ValueError(f"{kind} {function.name}: expected an elementwise function of the tile, received one with {moved} along the tile's axes")
-    if len(closed.out_avals) != 1:
-        raise ValueError(f"{kind} {function.name}: expected one array, received {len(closed.out_avals)}")
-    out = closed.out_avals[0]
-    if out.shape not in ((1, 1, 1, 1), ()):
-        raise ValueError(f"{kind} {function.name}: expected a result of the tile's shape, received {out.shape} for a tile (1, 1, 1, 1)")
-    if out.dtype != expected:
-        raise TypeError(f"{kind} {function.name}: expected a result of {np.dtype(expected)}, received {out.dtype}")
+    numbers = []
+    for tile in _TRIED:
+        closed = _traced(function, tile, leading)
+        numbers.append(_numbers(closed.jaxpr))
+        outside = [c for c in _constants(closed) if np.ndim(c) > 0 or isinstance(c, jax.core.Tracer)]
+        if outside:
+            what = f"{outside[0].dtype}{list(np.shape(outside[0]))}"
+            raise ValueError(f'{kind} {function.name} uses {what} from outside its arguments; pass it by name with its axes: slope=(slopes, "N")')
+        if moved := _moves(closed.jaxpr):
+            raise ValueError(f"{kind} {function.name}: expected an elementwise function of the tile, received one with {moved} along the tile's axes")
+        if len(closed.out_avals) != 1:
+            raise ValueError(f"{kind} {function.name}: expected one array, received {len(closed.out_avals)}")
+        out = closed.out_avals[0]
+        if len(out.shape) > len(AXES) or any(n not in (1, m) for n, m in zip(out.shape[::-1], tile[::-1])):
+            raise ValueError(f"{kind} {function.name}: expected a result of the tile's shape, received {out.shape} for a tile {tile}")
+        if out.dtype != expected:
+            raise TypeError(f"{kind} {function.name}: expected a result of {np.dtype(expected)}, received {out.dtype}")
+    if numbers[-1] != numbers[-2]:
+        raise ValueError(
+            f"{kind} {function.name}: expected an elementwise function of the tile, received one that looks at the tile's shape; "
+            "i.q_index and i.k_index say where an element is"
+        )
+
+
+def _traced(function: TileFunction, tile: tuple[int, ...], leading: tuple[Any, ...]) -> Any:
+    def aval(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(tuple(m if n > 1 else 1 for n, m in zip(shape, tile)) + tuple(shape[len(AXES) :]), dtype)
+
+    arrays = {name: aval(np.shape(a), jnp.result_type(a)) for name, a in function.named.items()}
+    shapes = (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (1, 1, 2, 1), (1, 1, 1, 2)
+    i = Index(*(aval(shape, jnp.int32) for shape in shapes))
+    return jax.make_jaxpr(lambda *args: function.fn(*args[:-1], **args[-1]))(*(jax.ShapeDtypeStruct(tile, dtype) for dtype in leading), i, arrays)
+
+
+def _numbers(jaxpr: Any) -> list[Any]:
+    """What a program knows without being told: its literals, and the shapes of what it counts up."""
+    found: list[Any] = []
+    for eqn in jaxpr.eqns:
+        found += [str(v.val) for v in eqn.invars if isinstance(v, jax.extend.core.Literal)]  # as words: NaN is not equal to itself
+        found += [eqn.params["shape"]] if eqn.primitive.name == "iota" else []
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr))):
+            inner = getattr(inner, "jaxpr", inner)
+            found += _numbers(inner) if isinstance(inner, jax.extend.core.Jaxpr) else []
+    return found
 
 
 def _moves(jaxpr: Any) -> str | None:

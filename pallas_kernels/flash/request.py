@@ -152,15 +152,13 @@ def make_request(
 
 
 def _place_functions(request: Request) -> Request:
-    tile = jax.ShapeDtypeStruct((1, 1, 1, 1), request.accumulator)
-
     def is_leaf(x: Any) -> bool:
         return isinstance(x, (masks.Leaf, Score))
 
     def placed(node: Any) -> Any:
         function = place(node.function, request.sizes)
         if isinstance(node, Score):
-            check(function, tile, kind="score", expected=request.accumulator)
+            check(function, request.accumulator, kind="score", expected=request.accumulator)
         else:
             check(function, kind="mask", expected=jnp.bool_)
         return replace(node, function=function)

@@ -205,6 +205,21 @@ def test_a_traced_value_from_outside_is_refused_a_number_is_not(normal: Any) -> 
     np.testing.assert_array_equal(*(jax.jit(partial(attention, mask=mask))(q, k, v) for mask in (lambda i: i.k < limit, lambda i: i.k < host)))
 
 
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (lambda s, i: s / s.shape[-1], "looks at the tile's shape; i.q_index and i.k_index say where an element is"),
+        (lambda s, i: s + jnp.arange(s.shape[-1], dtype=s.dtype), "looks at the tile's shape"),
+        (lambda s, i: s + i.k.size, "looks at the tile's shape"),
+        (lambda s, i: jnp.swapaxes(s, -1, -2), r"expected a result of the tile's shape, received \(1, 1, 3, 2\) for a tile \(1, 1, 2, 3\)"),
+        (lambda s, i: jax.jit(lambda s: s - s.shape[-2])(s), "looks at the tile's shape"),
+    ],
+)
+def test_a_function_that_depends_on_the_shape_of_its_tile_is_refused(score: Any, words: str, normal: Any) -> None:
+    with pytest.raises(ValueError, match=f"score <lambda>: .*{words}"):
+        attention(*call_arrays(normal), score=score)
+
+
 def test_an_array_bound_by_partial_is_refused() -> None:
     def plus(s: Any, i: Any, a: Any) -> Any:
         return s + a
