@@ -88,7 +88,10 @@ def gpt_oss(sinks: Any, window: int = 128) -> Options:
 
 
 def alibi(num_heads: int) -> Options:
-    """s - slope * (i - j), the slopes 2**(-8 / N), 2**(-16 / N), ..., 2**-8 of the N heads (Press et al., arXiv:2108.12409, section 3)."""
+    """s - slope * (i - j), the slopes 2**(-8 / N), 2**(-16 / N), ..., 2**-8 of the N heads (Press et al., arXiv:2108.12409, section 3).
+
+    The authors' code has others where N is no power of two: those are in `transformer_jax.layers.Alibi`.
+    """
     slopes = 2.0 ** (-8 / num_heads * np.arange(1, num_heads + 1))
     return {"score": scores.alibi(jnp.asarray(slopes, jnp.float32)), "mask": masks.causal()}
 

@@ -184,6 +184,8 @@ class _Fields:
         self._enter(path, Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(choices)}}},...|none")], before)
         if not (word := self.words.get(path)):
             return value
+        if word.startswith("--"):
+            raise ValueError(f"{_flag(path)}: expected names of types with commas between, out of {', '.join(choices)}, or none")
         names = [] if word == "none" else word.split(",")
         self.words = {**{f"{path}.{n}": name for n, name in enumerate(names)}, **self.words}
         return tuple(value[n] if n < len(value) else _MISSING for n in range(len(names)))

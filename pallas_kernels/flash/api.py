@@ -35,6 +35,7 @@ def attention(
         s = score(scale * q.k)    p = softmax over the allowed keys, and the sink    o = dropout(p).v
 
     A row with nothing allowed gives 0 (lse: -inf, with a sink the sink's logit), never NaN. s, p and lse are float32, float64 if the inputs are.
+    q, k and v must be finite, where they are masked too: 0 * NaN is NaN.
 
     Args:
         q: `[..., T, N, H]`, floats. Leading dimensions, any number of them, count as one flattened B.

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,16 +111,26 @@ def tile_function(fn: Callable[..., Any], arrays: dict[str, Any]) -> TileFunctio
         if list(signature) != [a for a in AXES if a in signature]:
             raise ValueError(f"{name_of(fn)}: {name}: expected axes out of 'BNTS', in that order, each once, received {signature!r}")
         if np.ndim(array) < len(signature):
-            raise ValueError(f"{name_of(fn)}: {name}: axes {signature!r} need {len(signature)} dimensions, received shape {np.shape(array)}")
-        values.append(narrow(array))
+            raise ValueError(f"{name_of(fn)}: {name}: axes {signature!r} need {len(signature)} dimensions, received shape {np.shape(array)}; each may be 1")
+        values.append(narrow(array, f"{name_of(fn)}: {name}"))
         signatures.append(signature)
     return TileFunction(comparable(fn), tuple(arrays), tuple(signatures), tuple(values))
 
 
-def narrow(array: Any) -> Any:
-    """Integers of any width as int32; everything else as it is."""
-    array = array if isinstance(array, (np.ndarray, jax.Array)) else jnp.asarray(array)
-    return array.astype(jnp.int32) if jnp.issubdtype(array.dtype, jnp.integer) else array
+def narrow(array: Any, name: str) -> Any:
+    """Integers of any width as int32; everything else as it is.
+
+    Raises:
+        ValueError: integers that int32 does not have, where they are known.
+    """
+    if not isinstance(array, (np.ndarray, jax.Array)):
+        array = np.asarray(array) if jnp.issubdtype(np.asarray(array).dtype, jnp.integer) else jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    if isinstance(array, np.ndarray) and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
+        received = f"{array.min()} to {array.max()}"
+        raise ValueError(f"{name}: expected integers that int32 has, received {received}; number them anew, by np.unique(ids, return_inverse=True)")
+    return array.astype(jnp.int32)
 
 
 def place(function: TileFunction, sizes: dict[str, int]) -> TileFunction:
@@ -140,87 +149,6 @@ def place(function: TileFunction, sizes: dict[str, int]) -> TileFunction:
         lengths = dict(zip(signature, np.shape(array)))
         placed.append(array.reshape([lengths.get(axis, 1) for axis in AXES] + list(np.shape(array)[len(signature) :])))
     return TileFunction(function.fn, function.names, (AXES,) * len(placed), tuple(placed))
-
-
-# One element, with which any array from outside can be combined; then two shapes: what a function does with both it does with all.
-_TRIED = (1, 1, 1, 1), (1, 1, 2, 3), (1, 1, 5, 7)
-
-
-def check(function: TileFunction, *leading: Any, kind: str, expected: Any) -> None:
-    """Traces a placed function on small tiles and refuses what not every tile could take.
-
-    Args:
-        leading: dtypes of arguments of the tile's shape, before the index.
-
-    Raises:
-        ValueError: it uses an array from outside its arguments, is not elementwise, looks at the tile's shape, or its result has another one.
-        TypeError: its result has another dtype.
-    """
-    numbers = []
-    for tile in _TRIED:
-        closed = _traced(function, tile, leading)
-        numbers.append(_numbers(closed.jaxpr))
-        outside = [c for c in _constants(closed) if np.ndim(c) > 0 or isinstance(c, jax.core.Tracer)]
-        if outside:
-            what = f"{outside[0].dtype}{list(np.shape(outside[0]))}"
-            raise ValueError(f'{kind} {function.name} uses {what} from outside its arguments; pass it by name with its axes: slope=(slopes, "N")')
-        if moved := _moves(closed.jaxpr):
-            raise ValueError(f"{kind} {function.name}: expected an elementwise function of the tile, received one with {moved} along the tile's axes")
-        if len(closed.out_avals) != 1:
-            raise ValueError(f"{kind} {function.name}: expected one array, received {len(closed.out_avals)}")
-        out = closed.out_avals[0]
-        if len(out.shape) > len(AXES) or any(n not in (1, m) for n, m in zip(out.shape[::-1], tile[::-1])):
-            raise ValueError(f"{kind} {function.name}: expected a result of the tile's shape, received {out.shape} for a tile {tile}")
-        if out.dtype != expected:
-            raise TypeError(f"{kind} {function.name}: expected a result of {np.dtype(expected)}, received {out.dtype}")
-    if numbers[-1] != numbers[-2]:
-        raise ValueError(
-            f"{kind} {function.name}: expected an elementwise function of the tile, received one that looks at the tile's shape; "
-            "i.q_index and i.k_index say where an element is"
-        )
-
-
-def _traced(function: TileFunction, tile: tuple[int, ...], leading: tuple[Any, ...]) -> Any:
-    def aval(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(tuple(m if n > 1 else 1 for n, m in zip(shape, tile)) + tuple(shape[len(AXES) :]), dtype)
-
-    arrays = {name: aval(np.shape(a), jnp.result_type(a)) for name, a in function.named.items()}
-    shapes = (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (1, 1, 2, 1), (1, 1, 1, 2)
-    i = Index(*(aval(shape, jnp.int32) for shape in shapes))
-    return jax.make_jaxpr(lambda *args: function.fn(*args[:-1], **args[-1]))(*(jax.ShapeDtypeStruct(tile, dtype) for dtype in leading), i, arrays)
-
-
-def _numbers(jaxpr: Any) -> list[Any]:
-    """What a program knows without being told: its literals, and the shapes of what it counts up."""
-    found: list[Any] = []
-    for eqn in jaxpr.eqns:
-        found += [str(v.val) for v in eqn.invars if isinstance(v, jax.extend.core.Literal)]  # as words: NaN is not equal to itself
-        found += [eqn.params["shape"]] if eqn.primitive.name == "iota" else []
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr))):
-            inner = getattr(inner, "jaxpr", inner)
-            found += _numbers(inner) if isinstance(inner, jax.extend.core.Jaxpr) else []
-    return found
-
-
-def _moves(jaxpr: Any) -> str | None:
-    """The name of a primitive that mixes or moves elements along the four axes of a tile; along feature axes it may."""
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name.startswith(("reduce_", "arg", "cum")) or name in ("rev", "sort"):
-            axes = params.get("axes", params.get("dimensions", (params.get("axis", params.get("dimension")),)))
-            if any(axis is not None and axis < len(AXES) <= eqn.invars[0].aval.ndim for axis in axes):
-                return str(name)
-        for inner in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr))):
-            inner = getattr(inner, "jaxpr", inner)
-            if isinstance(inner, jax.extend.core.Jaxpr) and (found := _moves(inner)):
-                return found
-    return None
-
-
-def _constants(closed: Any) -> list[Any]:
-    """The constants of a closed jaxpr and of those inside it: a jitted function keeps its own."""
-    inner = jax.tree.leaves([eqn.params for eqn in closed.jaxpr.eqns], is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr))
-    return [*closed.consts, *(c for x in inner if isinstance(x, jax.extend.core.ClosedJaxpr) for c in _constants(x))]
 
 
 def nearest_name(word: str, among: Iterable[str]) -> str:

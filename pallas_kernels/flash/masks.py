@@ -83,6 +83,10 @@ class Mask(Compared):
     def __invert__(self) -> "Mask":
         return Not(self)
 
+    # `array & mask` asks the array first, and numpy would go through the elements.
+    __array_ufunc__ = None
+    __rand__, __ror__ = __and__, __or__
+
 
 def _as_mask(other: Any) -> Mask:
     if not isinstance(other, Mask):
@@ -173,7 +177,8 @@ def from_function(fn: Callable[..., Any], bounds: Callable[[Any, Any], tuple[Any
 
     Args:
         fn: True where allowed. `i` is an `Index`; `i` and the arrays arrive shaped to broadcast against a tile.
-        bounds: `bounds(q_low, q_high) -> (k_low, k_high)`, the key positions that a run of query positions can reach; key tiles outside are skipped.
+        bounds: `bounds(q_low, q_high) -> (k_low, k_high)`, the key positions that a run of query positions can reach; key tiles outside are skipped,
+            so bounds that are too narrow lose what `fn` allows: `masks.show` goes by `fn` alone, and backend="reference" too.
         arrays: each `(array, axes)`, axes out of "BNTS" in that order, feature axes after. They are constants: no gradient flows to them.
 
     Raises:
@@ -274,7 +279,7 @@ def show(
 def _count(name: str, value: Any, least: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, received {value!r}")
-    return int(value)
+    return min(int(value), np.iinfo(np.int32).max)  # no position is further
 
 
 def _integers(name: str, array: Any) -> Any:
@@ -311,12 +316,12 @@ def _causal_rule(i: Index) -> Verdict:
 
 
 def _sliding_window(i: Index, left: int, right: int) -> Any:
-    return (i.k >= i.q - left) & (i.k <= i.q + right)
+    return (i.q - i.k <= left) & (i.k - i.q <= right)
 
 
 def _sliding_window_rule(i: Index, left: int, right: int) -> Verdict:
-    never = (i.k.high < i.q.low - left) | (i.k.low > i.q.high + right)
-    return Verdict(never, (i.k.low >= i.q.high - left) & (i.k.high <= i.q.low + right))
+    never = (i.q.low - i.k.high > left) | (i.k.low - i.q.high > right)
+    return Verdict(never, (i.q.high - i.k.low <= left) & (i.k.high - i.q.low <= right))
 
 
 def _prefix(i: Index, lengths: Any) -> Any:

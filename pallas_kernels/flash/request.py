@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.flash import masks, scores
-from pallas_kernels.flash.functions import Index, check, narrow, place
+from pallas_kernels.flash.checking import check
+from pallas_kernels.flash.functions import Index, narrow, place
 from pallas_kernels.flash.masks import Mask, as_mask
 from pallas_kernels.flash.scores import Score
 
@@ -180,7 +181,9 @@ def _floats(name: str, array: Any) -> Any:
 def _scale(scale: Any, head_dim: int) -> float:
     if scale is None:
         return float(max(head_dim, 1) ** -0.5)
-    if isinstance(scale, (int, float, np.number)):
+    if isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool):
+        if not np.isfinite(scale):
+            raise ValueError(f"scale: expected a finite number, received {scale}")
         return float(scale)
     raise TypeError(f"scale: expected a Python number, received {type(scale).__name__}; multiply q by a learned scale instead")
 
@@ -189,7 +192,7 @@ def _tile(tile: Any) -> tuple[int, int] | None:
     if tile is None:
         return None
     sides = tuple(tile) if isinstance(tile, (tuple, list)) else ()
-    if len(sides) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sides):
+    if len(sides) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in sides):
         raise ValueError(f"tile: expected two positive integers, queries and keys to a tile, received {tile!r}")
     return int(sides[0]), int(sides[1])
 
@@ -197,6 +200,7 @@ def _tile(tile: Any) -> tuple[int, int] | None:
 def _sinks(sinks: Any, q: Any) -> Any:
     if sinks is None:
         return None
+    sinks = sinks if isinstance(sinks, (np.ndarray, jax.Array)) else np.asarray(sinks)
     if jnp.shape(sinks) != (q.shape[2],) or not jnp.issubdtype(jnp.result_type(sinks), jnp.floating):
         raise ValueError(f"sinks: expected floats of shape ({q.shape[2]},), one for each query head, received {jnp.result_type(sinks)} {jnp.shape(sinks)}")
     return jnp.asarray(sinks, accumulator(q.dtype))
@@ -210,7 +214,7 @@ def _positions(name: str, positions: Any, batch: int, length: int) -> Any:
         raise TypeError(f"{name}: expected integers, received {jnp.result_type(positions)}")
     if jnp.shape(positions) not in ((length,), (1, length), (batch, length)):
         raise ValueError(f"{name}: expected shape ({length},) or ({batch}, {length}), received {jnp.shape(positions)}")
-    return narrow(positions).reshape((-1, length) if length else (1, 0))
+    return narrow(positions, name).reshape((-1, length) if length else (1, 0))
 
 
 def _as_scores(score: Any) -> tuple[Score, ...]:

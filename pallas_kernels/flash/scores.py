@@ -52,7 +52,7 @@ def from_function(fn: Callable[..., Any], **arrays: tuple[Any, str]) -> Score:
 
 def softcap(cap: float) -> Score:
     """cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118, section 2)."""
-    if not cap > 0:
+    if not isinstance(cap, (int, float, np.number)) or not 0 < cap < np.inf:
         raise ValueError(f"softcap: cap: expected a number above 0, received {cap!r}")
     return Score(tile_function(partial(_softcap, cap=float(cap)), {}))
 
@@ -94,6 +94,8 @@ def bucket_thresholds(buckets: int, bidirectional: bool, max_distance: int) -> t
     """
     count = buckets // 2 if bidirectional else buckets
     exact = count // 2
+    if max_distance > 2**24:
+        raise ValueError(f"relative_bias: max_distance: expected at most 2**24, received {max_distance}")
     if exact < 1 or max_distance <= exact:
         raise ValueError(
             f"relative_bias: expected at least 2 buckets in each direction and max_distance above {max(exact, 1)}, "

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.flash.functions import Index, TileFunction, check, narrow, place
+from pallas_kernels.flash.checking import check
+from pallas_kernels.flash.functions import Index, TileFunction, narrow, place
 
 # The longest side: of characters with a space between, so that a line fits 80 columns, and of what is plotted.
 CHARACTERS, PIXELS = 40, 1024
@@ -52,7 +53,7 @@ def _is_function(node: Any) -> bool:
 
 def _positions(name: str, positions: Any, length: int) -> Any:
     """`[B|1, length]`."""
-    positions = narrow(np.arange(length) if positions is None else positions if hasattr(positions, "dtype") else np.asarray(positions))
+    positions = narrow(np.arange(length) if positions is None else positions, f"show: {name}")
     if positions.dtype != jnp.int32:
         raise TypeError(f"show: {name}: expected integers, received {positions.dtype}")
     if positions.ndim not in (1, 2) or positions.shape[-1] != length:

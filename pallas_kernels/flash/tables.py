@@ -26,8 +26,15 @@ def lookup(array: jax.Array, index: jax.Array) -> jax.Array:
 
     Returns:
         The picked elements, in the tile's shape. Differentiable in `array`.
+
+    Raises:
+        TypeError, ValueError: the index is not of integers, or there is nothing to pick from.
     """
     array, index = jnp.asarray(array), jnp.asarray(index)
+    if not array.shape or array.shape[-1] == 0:
+        raise ValueError(f"lookup: expected an array with features to pick from along its last axis, received shape {array.shape}")
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise TypeError(f"lookup: expected an integer index, received {index.dtype}")
     index = jnp.clip(index, 0, array.shape[-1] - 1)
     rank = max(array.ndim - 1, index.ndim)
     array = array.reshape((1,) * (rank + 1 - array.ndim) + array.shape)

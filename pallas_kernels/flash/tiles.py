@@ -70,6 +70,12 @@ def flow_back(
     return ds, p_kept, arrays
 
 
+def sink_gradients(sinks: jax.Array, lse: jax.Array, delta: jax.Array) -> jax.Array:
+    """The gradient of sinks `[N]` from lse and delta `[B, N, T]`; a row without keys or sink has no part in it."""
+    p = jnp.where(lse > -jnp.inf, jnp.exp(sinks.astype(lse.dtype)[:, None] - lse), 0)
+    return -(p * delta).sum((0, 2)).astype(sinks.dtype)
+
+
 def by_group(tree: Any, num_kv_heads: int) -> Any:
     """`[B|1, N|1, ...]` to `[B|1, K|1, G|1, ...]`."""
 

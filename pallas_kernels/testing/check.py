@@ -39,14 +39,31 @@ def check_attention(
 
     Raises:
         ConformanceError: an AssertionError, after all checks have run. It names each check that failed, what it is meant to find, and its first case.
-            Or every case was refused. ValueError: an unknown check.
+            Or every case was refused. TypeError, ValueError: an argument of another form, or a check's name that is none.
     """
+    _check_arguments(fn, checks, seeds, {"lengths": lengths, "heads": heads, "head_dims": head_dims}, tolerances)
     space, subject = Space(lengths, heads, head_dims), Subject(fn, tolerances)
     with jax.default_matmul_precision("highest"):
         report = Report(tuple(_run(check, subject, space, seeds) for check in _named(checks)))
     if report.failed or not any(result.passed for result in report.results):
         raise ConformanceError(report)
     return report
+
+
+def _check_arguments(fn: Any, checks: Any, seeds: Any, pairs: Mapping[str, Any], tolerances: Mapping[str, float]) -> None:
+    if not callable(fn):
+        raise TypeError(f"fn: expected an attention function, received {type(fn).__name__}")
+    if isinstance(checks, str) or (checks is not None and not list(checks)):
+        raise ValueError(f"checks: expected a sequence of names, or None for all, received {checks!r}")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds: expected at least 1, received {seeds!r}")
+    for name, given in pairs.items():
+        if not given or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 and min(pair) > 0 for pair in given):
+            raise ValueError(f"{name}: expected pairs of positive integers, such as {getattr(Space, name)}, received {given!r}")
+    if wrong := [pair for pair in pairs["heads"] if pair[0] % pair[1]]:
+        raise ValueError(f"heads: expected pairs of N and K with N a multiple of K, received {wrong[0]!r}")
+    if tolerances.keys() != TOLERANCES.keys() or not all(0 < t < 1 for t in tolerances.values()):
+        raise ValueError(f"tolerances: expected a share between 0 and 1 for each of {', '.join(TOLERANCES)}, received {dict(tolerances)}")
 
 
 def _named(names: Sequence[str] | None) -> list[Check]:

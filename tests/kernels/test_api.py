@@ -65,6 +65,10 @@ def test_exports() -> None:
         ({"q_positions": np.arange(7)}, ValueError, r"q_positions: expected shape \(5,\) or \(2, 5\), received \(7,\)"),
         ({"kv_positions": np.zeros((3, 7), int)}, ValueError, r"kv_positions: expected shape \(7,\) or \(2, 7\), received \(3, 7\)"),
         ({"backend": "blockwize"}, ValueError, r"backend: expected one of auto, blockwise, reference, tpu, received 'blockwize' \(nearest: blockwise\)"),
+        ({"scale": float("nan")}, ValueError, "scale: expected a finite number, received nan"),
+        ({"scale": True}, TypeError, "scale: expected a Python number, received bool"),
+        ({"tile": (True, 1)}, ValueError, "tile: expected two positive integers"),
+        ({"tile": 128}, ValueError, "tile: expected two positive integers, queries and keys to a tile, received 128"),
         ({"backend": "x"}, ValueError, "backend: expected one of auto, .*, received 'x'(?! .nearest)"),
     ],
 )

@@ -211,13 +211,57 @@ def test_a_traced_value_from_outside_is_refused_a_number_is_not(normal: Any) -> 
         (lambda s, i: s / s.shape[-1], "looks at the tile's shape; i.q_index and i.k_index say where an element is"),
         (lambda s, i: s + jnp.arange(s.shape[-1], dtype=s.dtype), "looks at the tile's shape"),
         (lambda s, i: s + i.k.size, "looks at the tile's shape"),
-        (lambda s, i: jnp.swapaxes(s, -1, -2), r"expected a result of the tile's shape, received \(1, 1, 3, 2\) for a tile \(1, 1, 2, 3\)"),
+        (lambda s, i: jnp.swapaxes(s, -1, -2), "transpose along the tile's axes"),
+        (lambda s, i: jnp.swapaxes(s, 0, 1), "transpose along the tile's axes"),
+        (lambda s, i: s - s[..., :1], "slice along the tile's axes"),
+        (lambda s, i: s + i.k[..., -1:], "slice along the tile's axes"),
+        (lambda s, i: s - s[0, 0, 0, 0], "along the tile's axes"),
+        (lambda s, i: jnp.roll(s, 1, -1), "along the tile's axes"),
+        (lambda s, i: s[..., jnp.arange(s.shape[-1] - 1, -1, -1)], "along the tile's axes"),
+        (lambda s, i: s @ jnp.swapaxes(s, -1, -2) @ s, "along the tile's axes"),
+        (lambda s, i: s.reshape(-1)[::-1].reshape(s.shape), "along the tile's axes"),
+        (lambda s, i: jax.lax.associative_scan(jnp.add, s, axis=-1), "along the tile's axes"),
+        (lambda s, i: jax.lax.top_k(s, s.shape[-1])[0], "along the tile's axes"),
+        (lambda s, i: s + jax.random.gumbel(jax.random.key(0), s.shape), "looks at the tile's shape"),
+        (lambda s, i: jnp.pad(s, ((0, 0),) * 3 + ((1, 0),))[..., :-1], "along the tile's axes"),
         (lambda s, i: jax.jit(lambda s: s - s.shape[-2])(s), "looks at the tile's shape"),
     ],
 )
 def test_a_function_that_depends_on_the_shape_of_its_tile_is_refused(score: Any, words: str, normal: Any) -> None:
     with pytest.raises(ValueError, match=f"score <lambda>: .*{words}"):
         attention(*call_arrays(normal), score=score)
+
+
+def features(s: Any, i: Any, table: Any, weight: Any) -> Any:
+    """All that may be done along feature axes."""
+    swapped = jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], -1)
+    one = table[..., 0] * table[..., ::-1].sum(-1) + jnp.concatenate([table[..., :2], table], -1).max(-1) + jnp.cumsum(table, -1)[..., 1]
+    return s * one + swapped[..., 3] + lookup(table, i.k - i.q) + jax.nn.softmax(table, -1)[..., 2]
+
+
+def test_along_feature_axes_anything_goes(normal: Any, close: Any) -> None:
+    q, k, v = call_arrays(normal)
+    table, weight = normal(q.shape[2], 4), normal(q.shape[0], q.shape[1], 3, 2)
+    score = scores.from_function(features, table=(table, "N"), weight=(weight, "BT"))
+    close(*(attention(q, k, v, score=score, backend=backend) for backend in ("blockwise", "reference")), times=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(2), "N")), "score <lambda>, called as .* shapes"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(S), "S")), "along the tile's axes"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones((2, 0)), "N")), "lookup: expected an array with features"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, s), t=(jnp.ones((2, 3)), "N")), "lookup: expected an integer index, received float32"),
+        (lambda: scores.from_function(lambda s, i, t: s, b=(jnp.ones(2), "N")), r"called as <lambda>\(s, i, b\) .*unexpected keyword argument 'b'"),
+        (lambda: lambda s, i: s if (i.k > i.q).any() else -s, "score <lambda>, called as .* with traced arrays of a tile"),
+        (lambda: scores.softcap, "score softcap, called as "),
+    ],
+)
+def test_a_function_that_fails_is_named_with_how_it_is_called(make: Any, words: str, normal: Any) -> None:
+    q, k, v = call_arrays(normal)
+    with pytest.raises((TypeError, ValueError), match=words):
+        attention(q[:, :, :2], k[:, :, :1], v[:, :, :1], score=make())
 
 
 def test_an_array_bound_by_partial_is_refused() -> None:

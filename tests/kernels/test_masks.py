@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels import attention, lookup, masks
 from pallas_kernels.flash.request import make_request
+from pallas_kernels.testing import mask_as_booleans
 
 MANY = settings(max_examples=10 * settings().max_examples, deadline=None)
 LEAVES = ["causal", "sliding_window", "segments", "prefix", "lengths", "valid", "dense", "block_sparse", "dilated", "own", "bounded"]
@@ -221,6 +222,27 @@ def test_refuses(make: Any, error: type[Exception], words: str) -> None:
 def test_an_array_that_does_not_fit_the_call_is_refused(mask: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         allowed_by(mask, B=2, N=2)
+
+
+@pytest.mark.parametrize("make", [lambda ids: masks.segments(ids), lambda ids: masks.lengths(ids[0]), lambda ids: masks.prefix(ids[0])])
+@pytest.mark.parametrize("ids", [np.array([[0, 2**32]]), np.array([[0, -(2**31) - 1]]), np.array([[2**32 - 1]], np.uint32), np.array([[2**63 + 1]], np.uint64)])
+def test_integers_that_int32_does_not_have_are_refused(make: Any, ids: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected integers that int32 has, received .* to .*; number them anew"):
+        make(ids)
+
+
+@pytest.mark.parametrize("left", [2**31 - 1, 2**40])
+def test_a_window_without_end(left: int) -> None:
+    q, k = np.arange(9)[:, None], np.arange(9)
+    for mask, expected in ((masks.sliding_window(left), k <= q), (masks.sliding_window(0, left), k >= q), (masks.sliding_window(left, left), k >= 0 * q)):
+        np.testing.assert_array_equal(mask_as_booleans(np.ones((1, 9, 1, 1)), np.ones((1, 9, 1, 1)), mask)[0, 0], expected)
+
+
+def test_an_array_on_the_left_is_told_the_way_out() -> None:
+    for array in (np.ones((3, 3), bool), jnp.ones((3, 3), bool)):
+        for combine in (lambda a, m: a & m, lambda a, m: a | m):
+            with pytest.raises(TypeError, match=r"wrap a boolean array in masks.dense\(array\)"):
+                combine(array, masks.causal())
 
 
 @pytest.mark.parametrize(

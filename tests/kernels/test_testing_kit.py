@@ -49,6 +49,25 @@ def test_reference_passes(checks: list[str], seeds: int) -> None:
     assert [(r.passed, r.refusals, r.failures) for r in report.results] == [(seeds, (), ())] * len(checks)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"fn": None}, "fn: expected an attention function"),
+        ({"seeds": 0}, "seeds: expected at least 1, received 0"),
+        ({"checks": ()}, "checks: expected a sequence of names"),
+        ({"checks": "masks"}, "checks: expected a sequence of names, or None for all, received 'masks'"),
+        ({"checks": ["maskz"]}, "nearest: masks"),
+        ({"lengths": (5, 11)}, "lengths: expected pairs of positive integers"),
+        ({"heads": ((3, 2),)}, r"heads: expected pairs of N and K with N a multiple of K, received \(3, 2\)"),
+        ({"head_dims": ((0, 7),)}, "head_dims: expected pairs of positive integers"),
+        ({"tolerances": {"float31": 1e-3}}, "tolerances: expected a share between 0 and 1 for each of float32"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        check_attention(**{"fn": reference, **arguments})
+
+
 def jax_nn(q: Any, k: Any, v: Any, *, mask: Any = None, score: Any = (), q_positions: Any = None, kv_positions: Any = None, **options: Any) -> Any:
     """`jax.nn.dot_product_attention` as the kit calls it. In a row with nothing allowed it takes the mean of all values; its lse has no gradient."""
     refusals = {

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pallas_kernels.flash.backends.blockwise import long, short
 from pallas_kernels.flash.backends.blockwise.plan import Plan
 from pallas_kernels.flash.request import Request, with_float_arrays
+from pallas_kernels.flash.tiles import sink_gradients
 
 
 def supports(request: Request) -> str | None:
@@ -43,9 +44,7 @@ def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse
     chunk = short.backward if plan.short else long.backward
     (dq, dk, dv), arrays = plan.over_chunks_summing(chunk, q, k, v, do, *rows)
     dq = plan.rows_back(jnp.swapaxes(dq, -1, -2)) * request.scale
-    sinks = None
-    if request.sinks is not None:
-        sinks = -(jnp.exp(request.sinks.astype(lse.dtype)[:, None] - lse) * delta).sum((0, 2)).astype(request.sinks.dtype)
+    sinks = None if request.sinks is None else sink_gradients(request.sinks, lse, delta)
     gradient = replace(
         request, q=dq.astype(request.q.dtype), k=plan.keys_back(dk).astype(request.k.dtype), v=plan.keys_back(dv).astype(request.v.dtype),
         mask=None, sinks=sinks, dropout=None, q_positions=None, kv_positions=None,

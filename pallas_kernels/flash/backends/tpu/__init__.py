@@ -15,6 +15,7 @@ from pallas_kernels.flash.backends.tpu import forward as _forward
 from pallas_kernels.flash.backends.tpu.launch import Launch
 from pallas_kernels.flash.backends.tpu.tiling import choose, misfit
 from pallas_kernels.flash.request import Request, float_arrays, with_float_arrays
+from pallas_kernels.flash.tiles import sink_gradients
 
 
 def supports(request: Request) -> str | None:
@@ -42,9 +43,7 @@ def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse
     scalars = jnp.pad(jnp.where(some, lse, jnp.inf), beyond, constant_values=jnp.inf), jnp.pad(delta, beyond)
     dq, dk, dv, arrays = _backward.backward(launch, (q, do, *(a[:, :, None] for a in scalars)), k, v)
     arrays = [g.astype(a.dtype) for g, a in zip(arrays, float_arrays(request.score))]
-    sinks = None
-    if request.sinks is not None:
-        sinks = -(jnp.exp(request.sinks.astype(lse.dtype)[:, None] - lse) * delta).sum((0, 2)).astype(request.sinks.dtype)
+    sinks = None if request.sinks is None else sink_gradients(request.sinks, lse, delta)
     gradient = replace(
         request, q=jnp.swapaxes(dq, 1, 2), k=jnp.swapaxes(dk, 1, 2), v=jnp.swapaxes(dv, 1, 2),
         mask=None, sinks=sinks, dropout=None, q_positions=None, kv_positions=None,
