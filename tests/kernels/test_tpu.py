@@ -86,6 +86,21 @@ def test_holds_no_array_over_queries_and_keys_but_the_users_own(shapes_in: Any, 
     assert both(lambda a: {"score": scores.bias(a["bias"])}) <= {(T, S), (1, 1, T, S)}
 
 
+def test_under_scan_rematerialisation_and_vmap(normal: Any, close: Any) -> None:
+    """Two layers by scan with a remat policy, mapped, differentiated."""
+    x, weights = normal(2, 1, 150, 2, 8), normal(2, 8, 8, seed=1) / 3
+
+    def loss(backend: str, weights: Any, x: Any) -> Any:
+        @jax.checkpoint
+        def layer(x: Any, w: Any) -> Any:
+            return x + attention(x @ w, x, x, mask=masks.sliding_window(30), score=scores.softcap(3.0), backend=backend), None
+
+        return jax.vmap(lambda x: jax.lax.scan(layer, x, weights)[0])(x).var()
+
+    with jax.default_matmul_precision("highest"):
+        close(*(jax.jit(jax.value_and_grad(partial(loss, backend), (0, 1)))(weights, x) for backend in ("tpu", "reference")), times=2)
+
+
 def request_of(T: int = 4096, H: int = 64, dtype: str = "bfloat16", B: int = 1, N: int = 2, **options: Any) -> Any:
     q = jax.ShapeDtypeStruct((B, T, N, H), dtype)
     asked = {"mask": None, "score": None, "tile": None, **options}
