@@ -37,7 +37,10 @@ def forward(request: Request) -> tuple[jax.Array, jax.Array]:
 def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse: jax.Array) -> Request:
     plan = Plan(request)
     some = lse > -jnp.inf
-    delta = jnp.einsum("btnh,btnh->bnt", o, do, preferred_element_type=request.accumulator) - jnp.where(some, dlse, 0)
+    # Row sums by a product with ones: XLA:CPU takes ten times as long over a reduction.
+    products = (o.astype(lse.dtype) * do.astype(lse.dtype)).reshape(-1, o.shape[-1])
+    sums = (products @ jnp.ones((o.shape[-1], 1), lse.dtype)).reshape(o.shape[:-1])
+    delta = jnp.swapaxes(sums, 1, 2) - jnp.where(some, dlse, 0)
     q, k, v, do = plan.rows(request.q * request.scale), plan.keys(request.k), plan.keys(request.v), plan.rows(do)
     # Rows with nothing allowed, and those beyond the end, whatever a score makes of them: p = exp(s - inf) = 0.
     rows = plan.scalars(jnp.where(some, lse, jnp.inf), beyond=jnp.inf), plan.scalars(delta)
