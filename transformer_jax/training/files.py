@@ -80,9 +80,18 @@ class MetricsFile:
         self.rows = kept
 
     def append(self, rows: list[dict[str, Any]]) -> None:
+        """Adds lines.
+
+        Raises:
+            OSError: naming the file and the way out, as a full disk does not. A line cut short is dropped when the run goes on.
+        """
         self.rows.extend(rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            way_out = f"could not be written ({error.strerror}); make room, and --resume goes on from the last checkpoint"
+            raise OSError(error.errno, way_out, str(self.path)) from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
