@@ -222,7 +222,7 @@ def test_a_traced_value_from_outside_is_refused_a_number_is_not(normal: Any) -> 
         (lambda s, i: s.reshape(-1)[::-1].reshape(s.shape), "along the tile's axes"),
         (lambda s, i: jax.lax.associative_scan(jnp.add, s, axis=-1), "along the tile's axes"),
         (lambda s, i: jax.lax.top_k(s, s.shape[-1])[0], "along the tile's axes"),
-        (lambda s, i: s + jax.random.gumbel(jax.random.key(0), s.shape), "looks at the tile's shape"),
+        (lambda s, i: s + jax.random.gumbel(jax.random.key(0), s.shape, s.dtype), "looks at the tile's shape"),
         (lambda s, i: jnp.pad(s, ((0, 0),) * 3 + ((1, 0),))[..., :-1], "along the tile's axes"),
         (lambda s, i: jax.jit(lambda s: s - s.shape[-2])(s), "looks at the tile's shape"),
     ],
@@ -249,10 +249,10 @@ def test_along_feature_axes_anything_goes(normal: Any, close: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(2), "N")), "score <lambda>, called as .* shapes"),
-        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(S), "S")), "along the tile's axes"),
-        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones((2, 0)), "N")), "lookup: expected an array with features"),
-        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, s), t=(jnp.ones((2, 3)), "N")), "lookup: expected an integer index, received float32"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(2, "float32"), "N")), "score <lambda>, called as .* shapes"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones(S, "float32"), "S")), "along the tile's axes"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, i.k), t=(jnp.ones((2, 0), "float32"), "N")), "lookup: expected an array with features"),
+        (lambda: scores.from_function(lambda s, i, t: s + lookup(t, s), t=(jnp.ones((2, 3), "float32"), "N")), "lookup: expected an integer index"),
         (lambda: scores.from_function(lambda s, i, t: s, b=(jnp.ones(2), "N")), r"called as <lambda>\(s, i, b\) .*unexpected keyword argument 'b'"),
         (lambda: lambda s, i: s if (i.k > i.q).any() else -s, "score <lambda>, called as .* with traced arrays of a tile"),
         (lambda: scores.softcap, "score softcap, called as "),

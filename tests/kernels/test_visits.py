@@ -72,7 +72,7 @@ def visited() -> Callable[..., dict[tuple[int, int], int]]:
         def loss(qkv: Any, mask: Any) -> Any:
             return attention(*qkv, mask=mask, score=reporting, backend=backend, tile=(SIDE, SIDE), **options).sum()
 
-        a = jnp.ones((1, T, 1, 8))
+        a = jnp.ones((1, T, 1, 8), jnp.float32)
         if traced:
             jax.block_until_ready(jax.jit(jax.grad(loss))((a, a, a), mask))
         else:

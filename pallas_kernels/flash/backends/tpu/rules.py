@@ -29,7 +29,7 @@ def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
     number = jax.lax.broadcasted_iota(jnp.int32, (count, 1), 0)
 
     def pick(n: Any, picked: jax.Array) -> jax.Array:
-        here = jnp.where(number == n, rows, 0).sum(0, keepdims=True)
+        here = jnp.where(number == n, rows, 0).sum(0, keepdims=True, dtype=rows.dtype)
         return jnp.where(index // LANES == n, _along_lanes(here, index), picked)
 
     return jax.lax.fori_loop(0, count, pick, jnp.zeros(index.shape, table.dtype))
