@@ -12,10 +12,9 @@ from pallas_kernels.flash.tables import deposit_p, lookup_p
 
 # One element, with which any array from outside can be combined; then two shapes: what a function does with both it does with all.
 _TRIED = (1, 1, 1, 1), (2, 3, 5, 7), (3, 2, 7, 5)
-# They may work along feature axes.
+# How names begin of what may work along feature axes, and of what moves elements even where shapes stay as they are.
 _ALONG_AXES = ("reduce_", "arg", "cum", "rev", "sort")
-# Even where shapes stay as they are, these move elements.
-_MOVERS = ("gather", "scatter", "dynamic_update_slice", "fft", "conv_general_dilated", "reduce_window", "top_k", "ppermute", "dot_general", "transpose")
+_MOVERS = ("gather", "scatter", "dynamic_update_slice", "fft", "conv_", "reduce_window", "select_and_", "top_k", "dot_general", "transpose")
 _PROGRAMS = jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr
 
 
@@ -91,14 +90,17 @@ def _moves_itself(eqn: Any) -> bool:
     shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")]
     tiles = [shape for shape in shapes if len(shape) >= axes]
     before = [v.aval.shape[:axes] for v in eqn.invars if hasattr(v.aval, "shape") and len(v.aval.shape) >= axes]
+    if name == "scan":  # goes along the first axis of what it is given
+        return any(len(v.aval.shape) >= axes for v in eqn.invars[params["num_consts"] + params["num_carry"] :])
+    if name.startswith(_MOVERS) and len(eqn.invars[0].aval.shape) == axes:  # there are no feature axes to move along
+        return True
     if eqn.primitive in (lookup_p, deposit_p) or name == "broadcast_in_dim" or not tiles or next(_inside(eqn), None):
         return False
-    if name.startswith(_ALONG_AXES):
+    if name.startswith(_ALONG_AXES) and name != "reduce_precision":
         along = params.get("axes", params.get("dimensions", (params.get("axis", params.get("dimension")),)))
         return any(axis is not None and axis < axes for axis in along)
-    # What has a tile's axes keeps them, as they were but for broadcasting; and with no feature axes behind, there is nothing else to move along.
-    kept = not before or all(v.aval.shape[:axes] == np.broadcast_shapes(*before) for v in eqn.outvars)
-    return not kept or (name in _MOVERS and min(map(len, tiles)) == axes == max(map(len, tiles)))
+    # What has a tile's axes keeps them, as they were but for broadcasting.
+    return bool(before) and any(v.aval.shape[:axes] != np.broadcast_shapes(*before) for v in eqn.outvars)
 
 
 def _inside(eqn: Any) -> Any:

@@ -223,6 +223,9 @@ def test_a_traced_value_from_outside_is_refused_a_number_is_not(normal: Any) -> 
         (lambda s, i: jax.lax.associative_scan(jnp.add, s, axis=-1), "along the tile's axes"),
         (lambda s, i: jax.lax.top_k(s, s.shape[-1])[0], "along the tile's axes"),
         (lambda s, i: s + jax.random.gumbel(jax.random.key(0), s.shape, s.dtype), "looks at the tile's shape"),
+        (lambda s, i: s.at[..., 0].add(1.0), "scatter-add along the tile's axes"),
+        (lambda s, i: jax.lax.reduce_window(s, 0.0, jax.lax.add, (1, 1, 1, 3), (1,) * 4, "SAME"), "reduce_window_sum along the tile's axes"),
+        (lambda s, i: jax.lax.scan(lambda c, x: (c + 1, x + c), jnp.float32(0), s)[1], "scan along the tile's axes"),
         (lambda s, i: jnp.pad(s, ((0, 0),) * 3 + ((1, 0),))[..., :-1], "along the tile's axes"),
         (lambda s, i: jax.jit(lambda s: s - s.shape[-2])(s), "looks at the tile's shape"),
     ],
@@ -236,6 +239,7 @@ def features(s: Any, i: Any, table: Any, weight: Any) -> Any:
     """All that may be done along feature axes."""
     swapped = jnp.swapaxes(weight, -1, -2).reshape(*weight.shape[:-2], -1)
     one = table[..., 0] * table[..., ::-1].sum(-1) + jnp.concatenate([table[..., :2], table], -1).max(-1) + jnp.cumsum(table, -1)[..., 1]
+    one = jax.lax.reduce_precision(one, 8, 23)
     return s * one + swapped[..., 3] + lookup(table, i.k - i.q) + jax.nn.softmax(table, -1)[..., 2]
 
 
