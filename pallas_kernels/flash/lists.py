@@ -1,6 +1,5 @@
 """Which tiles are worth a visit: a mask's verdict on each, and lists of them."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,9 +63,9 @@ class Judged(Mask):
 def _looked_at(leaf: Leaf, i: Index, lengths: tuple[int, int], tile: tuple[int, int], static: bool) -> Verdict:
     """The verdict on a function that has no rule, by calling it once for every tile."""
     everything = (i, leaf)
-    known = not any(isinstance(a, jax.Array) for a in jax.tree.leaves(everything))
     heads = np.prod(np.broadcast_shapes(*(a.shape[:ROWS] for a in jax.tree.leaves(everything))))
-    if static and not (known and heads * lengths[0] * lengths[1] <= KNOWN_ELEMENTS):
+    now = heads * lengths[0] * lengths[1] <= KNOWN_ELEMENTS and not any(isinstance(a, jax.Array) for a in jax.tree.leaves(everything))
+    if static and not now:
         return PERHAPS
     counts = -(-lengths[0] // tile[0]), -(-lengths[1] // tile[1])
     everything = pad(pad(everything, ROWS, counts[0] * tile[0]), KEYS, counts[1] * tile[1])
@@ -81,9 +80,10 @@ def _looked_at(leaf: Leaf, i: Index, lengths: tuple[int, int], tile: tuple[int, 
         rows, columns = (jnp.arange(n, dtype=jnp.int32) for n in counts)
         return jax.lax.map(lambda row: jax.lax.map(lambda column: look(row, column), columns), rows)
 
-    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
-        seen = every_tile()
-        return Verdict(*(jnp.moveaxis(a, (0, 1), (-2, -1)) if not static else np.moveaxis(np.asarray(a), (0, 1), (-2, -1)) for a in seen))
+    if not now:
+        return Verdict(*(jnp.moveaxis(a, (0, 1), (-2, -1)) for a in every_tile()))
+    with jax.ensure_compile_time_eval():
+        return Verdict(*(np.moveaxis(np.asarray(a), (0, 1), (-2, -1)) for a in every_tile()))
 
 
 def _five_axes(x: Any, counts: tuple[int, int]) -> Any:

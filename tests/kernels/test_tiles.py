@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import masks
+from pallas_kernels.flash import lists
 from pallas_kernels.flash.lists import judge, reach, together, visits
 from pallas_kernels.flash.masks import Verdict
 from pallas_kernels.flash.request import make_request
@@ -167,3 +168,24 @@ def test_cut_pad_and_turn_leave_axes_of_one_alone(to: Any) -> None:
     np.testing.assert_array_equal(turned[0], np.moveaxis(a, 4, 2))
     assert turned[1].shape == (1, 1, 7, 1, 1, 2)
     assert jax.tree.map(np.shape, by_group((np.zeros((2, 6, 3)), np.zeros((2, 1, 3))), 2)) == ((2, 2, 3, 3), (2, 1, 1, 3))
+
+
+@pytest.mark.parametrize("most", [10**6, 10])
+def test_a_mask_without_a_rule_is_looked_at_while_the_program_is_made_only_if_it_is_small(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way the verdict is exact; a large one is left to the program."""
+    monkeypatch.setattr(lists, "KNOWN_ELEMENTS", most)
+    T, tile = 12, (4, 4)
+    operands = operands_of(masks.from_function(lambda i: (i.q // 4 == 1) & (i.k < 6)), T, T)
+    verdicts = []
+
+    @jax.jit
+    def run() -> Any:
+        verdicts.append(judge(operands, (T, T), tile))
+        return verdicts[0]
+
+    never, always = run()
+    assert isinstance(verdicts[0].never, np.ndarray) is (most > 10)
+    expected = np.zeros((3, 3), bool)
+    expected[1, :2] = True
+    np.testing.assert_array_equal(~np.asarray(never).all((0, 1, 2)), expected)
+    np.testing.assert_array_equal(np.asarray(always).all((0, 1, 2)), expected & (np.arange(3) == 0))
