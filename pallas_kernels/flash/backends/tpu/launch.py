@@ -8,6 +8,7 @@ repeating its last place; what varies over both is as long as the user made it, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.flash import masks
-from pallas_kernels.flash.backends.tpu.tiling import limit
+from pallas_kernels.flash.backends.tpu.tiling import for_a_tpu, limit
 from pallas_kernels.flash.functions import Index
 from pallas_kernels.flash.lists import Visits, judge, visits
 from pallas_kernels.flash.masks import Verdict
@@ -55,7 +56,7 @@ class Launch:
 
     def __init__(self, request: Request, tile: tuple[int, int]) -> None:
         sizes = request.sizes
-        self.request, self.tile, self.sizes = request, tile, sizes
+        self.request, self.tile = request, tile
         self.B, self.T, self.S, self.N, self.K, self.G = (sizes[a] for a in "BTSNKG")
         self.counts = -(-self.T // tile[0]), -(-self.S // tile[1])
         self.ragged = bool(self.T % tile[0]), bool(self.S % tile[1])
@@ -171,7 +172,7 @@ class Launch:
         return value != 0 if boolean else value
 
     def run(
-        self, body: Callable[..., None], grid: tuple[int, ...], parallel: int, lists: Visits, inputs: Sequence[tuple[Any, pl.BlockSpec]],
+        self, body: partial[None], grid: tuple[int, ...], parallel: int, lists: Visits, inputs: Sequence[tuple[Any, pl.BlockSpec]],
         outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]], where: Where, scratch: Sequence[tuple[int, ...]] = (),
     ) -> list[Any]:  # fmt: skip
         """Launches `body(scalars, inputs, leaves, outputs, scratch)`, each a sequence of references.
@@ -201,15 +202,9 @@ class Launch:
                 grid_spec=spec,
                 out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
                 compiler_params=pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=limit()),
-                interpret=_interpreted(),
-                name=getattr(body, "__name__", None) or body.func.__name__,  # type: ignore[attr-defined]
+                interpret=not for_a_tpu(),
+                name=body.func.__name__,
             )(*scalars, *(a for a, _ in inputs), *self.arrays)
-
-
-def _interpreted() -> bool:
-    """Whether this program is not being made for a TPU."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) != "tpu"
 
 
 def _at(where: Where, ids: Sequence[Any]) -> At:

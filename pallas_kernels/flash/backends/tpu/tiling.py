@@ -48,12 +48,15 @@ def misfit(request: Request) -> str | None:
     return None
 
 
+def for_a_tpu() -> bool:
+    """Whether the program is being made for a TPU, be it here or not."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.platform if device else jax.default_backend()) == "tpu"
+
+
 def limit() -> int:
     """Bytes of on-chip memory that a kernel may take."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if (device.platform if device else jax.default_backend()) != "tpu":
-        return ELSEWHERE
-    return int(pltpu.get_tpu_info().vmem_capacity_bytes) // 2
+    return int(pltpu.get_tpu_info().vmem_capacity_bytes) // 2 if for_a_tpu() else ELSEWHERE
 
 
 def needs(request: Request, tile: tuple[int, int]) -> int:
