@@ -113,11 +113,14 @@ def _own_with_bounds(choose: Choose, sizes: Sizes, q: Positions, k: Positions) -
 
 def _combined(choose: Choose, sizes: Sizes, q: Positions, k: Positions) -> tuple[Mask, Truth]:
     """Two or three, by `&`, `|` and `~`."""
-    mask, truth = LEAVES[choose.of(tuple(LEAVES))](choose, sizes, q, k)
+
+    def one() -> tuple[Mask, Truth]:
+        mask, truth = LEAVES[choose.of(tuple(LEAVES))](choose, sizes, q, k)
+        return (~mask, np.logical_not(truth)) if choose.of((False, True)) else (mask, truth)
+
+    mask, truth = one()
     for _ in range(choose.of((1, 2))):
-        other, also = LEAVES[choose.of(tuple(LEAVES))](choose, sizes, q, k)
-        if choose.of((False, True)):
-            other, also = ~other, np.logical_not(also)
+        other, also = one()
         mask, truth = (mask & other, truth & also) if choose.of((True, False)) else (mask | other, truth | also)
     return mask, truth
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from pallas_kernels import masks
+from pallas_kernels.testing import Sizes, strategies
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,127 +131,15 @@ def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
 
 @pytest.fixture(scope="session")
 def some_positions() -> Callable[..., Any]:
-    """`some_positions(draw, B, length)`: None, `[length]` or `[B, length]`, out of order, with repeats, below zero too."""
-
-    def positions(draw: Any, B: int, length: int) -> Any:
-        rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-        kind = draw(st.sampled_from(["none", "shuffled", "by row", "any"]))
-        if kind == "none":
-            return None
-        if kind == "shuffled":
-            return rng.permutation(length).astype(np.int64)
-        if kind == "by row":
-            return np.stack([rng.permutation(length) for _ in range(B)])
-        return rng.integers(-length, 2 * length, (B, length)).astype(np.int16)
-
-    return positions
+    """`some_positions(draw, B, length)`: None, or those of the conformance kit."""
+    return lambda draw, B, length: draw(st.none() | strategies.positions(B, length))
 
 
 @pytest.fixture(scope="session")
 def some_mask() -> Callable[..., Any]:
-    """`some_mask(draw, B, N, T, S, q_positions, kv_positions)`: a mask of one to three leaves, and the booleans `[B, N, T, S]` that it should equal."""
+    """`some_mask(draw, B, N, T, S, q_positions, kv_positions)`: a mask of the conformance kit, and the booleans `[B, N, T, S]` that it should equal."""
 
-    def mask(draw: Any, B: int, N: int, T: int, S: int, q_positions: Any = None, kv_positions: Any = None, kinds: Any = tuple(LEAVES)) -> Any:
-        sizes = B, N, T, S
-        q = np.arange(T) if q_positions is None else np.asarray(q_positions)
-        k = np.arange(S) if kv_positions is None else np.asarray(kv_positions)
-        q, k = q.reshape(-1, 1, T, 1), k.reshape(-1, 1, 1, S)
-
-        def leaf() -> Any:
-            made, allowed = LEAVES[draw(st.sampled_from(kinds))](draw, np.random.default_rng(draw(st.integers(0, 2**16))), sizes, q, k)
-            if draw(st.booleans()):
-                made, allowed = ~made, ~np.asarray(allowed)
-            return made, allowed
-
-        made, allowed = leaf()
-        for _ in range(draw(st.integers(0, 2))):
-            other, also = leaf()
-            made, allowed = (made & other, allowed & also) if draw(st.booleans()) else (made | other, allowed | also)
-        return made, np.broadcast_to(allowed, sizes)
+    def mask(draw: Any, B: int, N: int, T: int, S: int, q_positions: Any = None, kv_positions: Any = None) -> Any:
+        return draw(strategies.masks(Sizes((B,), T, S, N, N, 1, 1), q_positions, kv_positions))
 
     return mask
-
-
-def _causal(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    return masks.causal(), k <= q
-
-
-def _window(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    left, right = draw(st.integers(0, 13)), draw(st.integers(0, 5))
-    return masks.sliding_window(left, right), (q - left <= k) & (k <= q + right)
-
-
-def _segments(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    B, _, T, S = sizes
-    a, b = rng.integers(0, 4, (B, T)), rng.integers(0, 4, (B, S))
-    if draw(st.booleans()):
-        a, b = np.sort(a), np.sort(b)
-    a, b = a.astype(draw(st.sampled_from(["int8", "int32", "int64"]))), b.astype("int16")
-    return masks.segments(a, b), a[:, None, :, None] == b[:, None, None, :]
-
-
-def _prefix(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    length = rng.integers(0, sizes[3] + 2, sizes[0])
-    return masks.prefix(length), (k <= q) | (k < length[:, None, None, None])
-
-
-def _lengths(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    length = rng.integers(0, sizes[3] + 2, sizes[0])
-    return masks.lengths(length), np.arange(sizes[3]) < length[:, None, None, None]
-
-
-def _valid(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    flags = rng.random((sizes[0], sizes[3])) < 0.5
-    return masks.valid(flags), flags[:, None, None, :]
-
-
-def _dense(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    shape = [n if draw(st.booleans()) else 1 for n in sizes]
-    array = rng.random(shape) < 0.6
-    return masks.dense(array), array
-
-
-def _block_sparse(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    block = draw(st.integers(1, 9))
-    layout = rng.random((-(-sizes[2] // block), -(-sizes[3] // block))) < 0.5
-    return masks.block_sparse(layout, block), np.kron(layout, np.ones((block, block), bool))[: sizes[2], : sizes[3]]
-
-
-def _dilated(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    step = draw(st.integers(1, 5))
-    return masks.dilated(step), (q - k) % step == 0
-
-
-def _own(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    """A band whose width depends on the head, and a limit that depends on the query: arrays of two signatures, no bounds."""
-    B, N, T, _ = sizes
-    width, limit = rng.integers(0, 9, N), rng.integers(-3, 9, (B, T))
-
-    def band(i: Any, width: Any, limit: Any) -> Any:
-        return (abs(i.q - i.k) <= width) & (i.k_index >= limit)
-
-    allowed = (abs(q - k) <= width[:, None, None]) & (np.arange(sizes[3]) >= limit[:, None, :, None])
-    return masks.from_function(band, width=(width, "N"), limit=(limit, "BT")), allowed
-
-
-def _bounded(draw: Any, rng: Any, sizes: Any, q: Any, k: Any) -> Any:
-    def ahead(i: Any) -> Any:
-        return (i.k >= i.q + 2) & (i.k <= i.q + 7) & ((i.k + i.head + i.batch) % 3 != 0)
-
-    head, batch = np.arange(sizes[1])[:, None, None], np.arange(sizes[0])[:, None, None, None]
-    return masks.from_function(ahead, bounds=lambda low, high: (low + 2, high + 7)), (k >= q + 2) & (k <= q + 7) & ((k + head + batch) % 3 != 0)
-
-
-LEAVES: dict[str, Any] = {
-    "causal": _causal,
-    "sliding_window": _window,
-    "segments": _segments,
-    "prefix": _prefix,
-    "lengths": _lengths,
-    "valid": _valid,
-    "dense": _dense,
-    "block_sparse": _block_sparse,
-    "dilated": _dilated,
-    "own": _own,
-    "bounded": _bounded,
-}
