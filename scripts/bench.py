@@ -30,6 +30,8 @@ from transformer_jax.training import AdamW, NextToken, WarmupCosine, init_state,
 TORCH = importlib.util.find_spec("torch") is not None
 
 Call = Callable[[], Any]
+# Seconds. torch's threads go on spinning after a call, and would take half of a short call of somebody else's.
+SETTLING = 0.2
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,18 @@ def _tokens(s: Shape, steps: int) -> np.ndarray:
 
 
 def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn; the first round, which compiles, is not counted."""
+    """Milliseconds of each call, by turns; a turn is three calls, after as many as it takes for the threads of whoever was before to come to rest."""
     ms: dict[str, list[float]] = {name: [] for name in calls}
-    for n in range(rounds + 1):
+    for call in calls.values():
+        call()  # compiles
+    for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if n:
+            turn = time.perf_counter()
+            while time.perf_counter() - turn < SETTLING:
+                call()
+            for _ in range(3):
+                start = time.perf_counter()
+                call()
                 ms[name].append(1e3 * (time.perf_counter() - start))
     return ms
 

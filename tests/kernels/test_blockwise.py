@@ -24,7 +24,7 @@ PATHS = ["short", "long"]
 def small_tiles(path: str, tile_bytes: int = 2**21) -> Iterator[None]:
     """Tiles of 8 x 8 in place of hundreds, and the way named; fails where that way was not gone."""
     unrolled = 10**6 if path == "short" else 0
-    tiles = mock.patch.multiple(plan, UNROLLED=unrolled, SIDE=SIDE, SHORT_SIDE=SIDE, TILE_BYTES=tile_bytes)
+    tiles = mock.patch.multiple(plan, UNROLLED=unrolled, SIDE=SIDE, SHORT_SIDE=SIDE, TILE_BYTES=tile_bytes, SHORT_BYTES=tile_bytes)
     with tiles, mock.patch.object(short, "forward", wraps=short.forward) as by_short, mock.patch.object(long, "forward", wraps=long.forward) as by_long:
         yield
     assert [name for name, way in (("short", by_short), ("long", by_long)) if way.called] == [path]

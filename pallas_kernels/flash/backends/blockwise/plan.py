@@ -16,6 +16,9 @@ UNROLLED = 1024
 SIDE = 512
 SHORT_SIDE = 128
 TILE_BYTES = 2**21
+# Unrolled tiles live side by side: with twice as much, temporary memory at 1,024 keys passes the 32 MiB up to which malloc
+# keeps what is freed, and each call pays for fresh pages.
+SHORT_BYTES = 2**20
 
 
 class Chunk(NamedTuple):
@@ -46,7 +49,7 @@ class Plan:
         bq, bk = self.tile
         self.padded = (self.T, self.S) if self.short else (-(-self.T // bq) * bq, -(-self.S // bk) * bk)
         size = 4 * self.G * bq * (self.S if self.short else bk)
-        self.cb, self.ck = _heads_to_a_chunk(self.B, self.K, max(1, TILE_BYTES // size))
+        self.cb, self.ck = _heads_to_a_chunk(self.B, self.K, max(1, (SHORT_BYTES if self.short else TILE_BYTES) // size))
         self.operands = self._operands()
         self.verdict = judge(self.operands, self.padded, self.tile, static=self.short)
 
