@@ -16,13 +16,18 @@ V, D = 29, 13
 def test_logits_are_the_product_with_the_tied_or_own_kernel_plus_bias_capped(close, normal, filled, tied, bias, softcap):
     module = LanguageModel(tied=tied, bias=bias, softcap=softcap).make(Build(D), V)
     table, x = normal(V, D), normal(2, 5, D, seed=1)
-    variables = filled(module, table)
+    variables = filled(module, x, table, None)
     params = variables.get("params", {})
     assert set(params) == {name for name, there in (("kernel", not tied), ("bias", bias)) if there}
     kernel = np.asarray(table, np.float64).T if tied else np.asarray(params["kernel"], np.float64)
     expected = np.asarray(x, np.float64) @ kernel + np.asarray(params.get("bias", 0), np.float64)
     expected = expected if softcap is None else softcap * np.tanh(expected / softcap)
-    close(jax.jit(lambda v, table, x: module.apply(v, table)(x))(variables, table, x), expected)
+
+    def logits(variables, table, x):
+        features, unembedding = module.apply(variables, x, table, None)
+        return unembedding(features)
+
+    close(jax.jit(logits)(variables, table, x), expected)
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3, 5)])
@@ -43,5 +48,5 @@ def test_logits_of_bfloat16_features_are_float32_and_not_rounded_to_bfloat16(nor
 
 def test_the_head_s_own_parameters_are_in_the_dtype_of_parameters(normal):
     module = LanguageModel(tied=False, bias=True).make(Build(D, precision=Precision("bfloat16")), V)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), normal(V, D)))["params"]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), normal(2, 3, D), normal(V, D), None))["params"]
     assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in shapes.items()} == {"kernel": ((D, V), "bfloat16"), "bias": ((V,), "bfloat16")}

@@ -89,9 +89,10 @@ def test_positions_are_0_1_2_unless_given(close, built):
 
 def test_features_and_unembedding_are_the_two_halves_of_a_call(close, built):
     m, tokens = built("gemma"), tokens_of(0)
-    x = jax.jit(partial(m.model.apply, method="features"))(m.variables, tokens)
+    x, unembedding = jax.jit(partial(m.model.apply, method="prelogits"))(m.variables, tokens)
     assert x.shape == (B, T, m.model.config.d_model)
-    close(m.model.apply(m.variables, method="unembedding")(x), m.apply(m.variables, tokens))
+    close(x, jax.jit(partial(m.model.apply, method="features"))(m.variables, tokens))
+    close(unembedding(x), m.apply(m.variables, tokens))
 
 
 def llama(**changes):

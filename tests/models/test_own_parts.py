@@ -40,7 +40,7 @@ class Average(Mixer):
     def make(self, build):
         return AverageModule(self, build)
 
-    def init_cache(self, build, batch, length):
+    def init_cache(self, build, batch, length, memory_length=0):
         return jnp.zeros((batch, build.d_model), build.precision.compute)
 
 

@@ -1,11 +1,12 @@
 """The parts of a model: configs, each of which makes its linen module with `make(Build(d_model=...))`."""
 
 from transformer_jax.layers.base import Build, Context, Layer, Linear, Mixer, MixerModule, Mlp, MlpModule
+from transformer_jax.layers.classifiers import FirstToken, LastToken, Mean, Pool, SequenceClassifier, TokenClassifier
 from transformer_jax.layers.embedding import Embedding
-from transformer_jax.layers.head import Head, LanguageModel, Unembedding
+from transformer_jax.layers.head import Head, LanguageModel, MaskedLanguageModel, NoHead, Unembedding
 from transformer_jax.layers.initialization import GPT2Init, Initialization, NormalInit, T5Init, XavierInit
 from transformer_jax.layers.masks import And, Causal, Mask, NoMask, Not, Or, SlidingWindow
-from transformer_jax.layers.mixers import Attention
+from transformer_jax.layers.mixers import Attention, CrossAttention
 from transformer_jax.layers.mlps import Dense, Gated
 from transformer_jax.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
 from transformer_jax.layers.positions import Learned, NoPosition, Position, Rope, Sinusoidal
@@ -14,8 +15,9 @@ from transformer_jax.layers.scores import Alibi, LearnedScore, Parameter, Relati
 from transformer_jax.layers.stack import Group, Stack
 
 __all__ = [
-    "Alibi", "And", "Attention", "Branch", "Build", "Causal", "Context", "Dense", "Embedding", "GPT2Init", "Gated", "Group", "Head", "Initialization",
-    "LanguageModel", "Layer", "LayerNorm", "Learned", "LearnedScore", "Linear", "Mask", "Mixer", "MixerModule", "Mlp", "MlpModule", "NoMask", "NoNorm",
-    "NoPosition", "Norm", "NormalInit", "Not", "Or", "Parallel", "Parameter", "Position", "RMSNorm", "RelativeBias", "Residual", "Rope", "Score", "Sinusoidal",
-    "SlidingWindow", "Softcap", "Stack", "T5Init", "Unembedding", "XavierInit",
+    "Alibi", "And", "Attention", "Branch", "Build", "Causal", "Context", "CrossAttention", "Dense", "Embedding", "FirstToken", "GPT2Init", "Gated", "Group",
+    "Head", "Initialization", "LanguageModel", "LastToken", "Layer", "LayerNorm", "Learned", "LearnedScore", "Linear", "Mask", "MaskedLanguageModel", "Mean",
+    "Mixer", "MixerModule", "Mlp", "MlpModule", "NoHead", "NoMask", "NoNorm", "NoPosition", "Norm", "NormalInit", "Not", "Or", "Parallel", "Parameter",
+    "Pool", "Position", "RMSNorm", "RelativeBias", "Residual", "Rope", "Score", "SequenceClassifier", "Sinusoidal", "SlidingWindow", "Softcap", "Stack",
+    "T5Init", "TokenClassifier", "Unembedding", "XavierInit",
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from flax import struct
 from pallas_kernels import Dropout
 from pallas_kernels.flash.masks import Mask
 from pallas_kernels.flash.scores import Score
-from transformer_jax.config import Config
+from transformer_jax.config import Config, nearest
 from transformer_jax.layers.initialization import Initialization, NormalInit, Role
+from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.ops.linear import project
 from transformer_jax.precision import Precision
 from transformer_jax.typing import Hidden, Positions
@@ -55,6 +56,8 @@ class Context(struct.PyTreeNode):
         score: the stack's scores, for every self-attention.
         kv_positions: of the slots of a cache, `[B, S]`; None without one.
         index: the first slot to write, a scalar; None without a cache.
+        memory: what cross-attention looks at, `[B, S, D]`; None where there is none, or where a cache has it.
+        memory_mask: what the call rules out of the memory.
     """
 
     positions: Positions | None = None
@@ -62,6 +65,8 @@ class Context(struct.PyTreeNode):
     score: tuple[Score, ...] = ()
     kv_positions: Positions | None = None
     index: jax.Array | None = None
+    memory: Hidden | None = None
+    memory_mask: Mask | None = None
 
 
 def token_positions(positions: Positions | None, x: jax.Array) -> jax.Array:
@@ -76,8 +81,8 @@ class Layer(Config):
         """A linen module with `__call__(x, context) -> y`, and `step(x, context, cache) -> (y, cache)` if it is to generate text."""
         raise NotImplementedError(f"{type(self).__name__} must define make(build)")
 
-    def init_cache(self, build: Build, batch: int, length: int) -> Any:
-        """What the layer remembers of earlier tokens, empty: a pytree of arrays whose first axis is the batch."""
+    def init_cache(self, build: Build, batch: int, length: int, memory_length: int = 0) -> Any:
+        """What the layer remembers of up to `length` earlier tokens, and of a memory, empty: a pytree of arrays whose first axis is the batch."""
         return ()
 
 
@@ -157,3 +162,9 @@ def check_not_negative(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not value >= 0:
             raise ValueError(f"{type(config).__name__}.{name}: expected at least 0, received {value}")
+
+
+def check_activation(config: Config, name: str) -> None:
+    """Refuses an activation that there is not."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{type(config).__name__}.activation: expected one of {', '.join(ACTIVATIONS)}, received {name!r}{nearest(name, ACTIVATIONS)}")

@@ -1,4 +1,4 @@
-"""From hidden states to logits."""
+"""From hidden states to logits of tokens."""
 
 import math
 from dataclasses import KW_ONLY, dataclass
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 from flax import struct
 
 from transformer_jax.config import Config
-from transformer_jax.layers.base import Build, check_positive
+from transformer_jax.layers.base import Build, Linear, check_activation, check_positive
+from transformer_jax.layers.norm import LayerNorm, Norm
+from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.precision import wide
-from transformer_jax.typing import Hidden, Logits
+from transformer_jax.typing import Hidden, Logits, Valid
 
 
 class Unembedding(struct.PyTreeNode):
     """What maps hidden states to logits: softcap(x.kernel + bias).
 
     Attributes:
-        kernel: `[D, V]`.
+        kernel: `[D, V]`; V are the classes where it is not tokens.
         bias: `[V]` or None.
         softcap: logits become softcap * tanh(logits / softcap); None for no cap.
     """
@@ -42,13 +44,29 @@ class Head(Config):
     """Open base of heads."""
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
-        """A linen module with `__call__(table) -> Unembedding`, given the embeddings `[V, D]`."""
+        """A linen module with `__call__(x, table, valid) -> (x, unembedding)`: what the last product takes, `[B, T, D]` or pooled `[B, D]`, and the product.
+
+        It is given the last hidden state `[B, T, D]`, the embeddings `[V, D]`, and `[B, T]`, False at padding, or None.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define make(build, vocab_size)")
 
 
 @dataclass(frozen=True)
+class NoHead(Head):
+    """The model gives its last hidden state."""
+
+    def make(self, build: Build, vocab_size: int) -> nn.Module:
+        return NoHeadModule()
+
+
+class NoHeadModule(nn.Module):
+    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, None]:
+        return x, None
+
+
+@dataclass(frozen=True)
 class LanguageModel(Head):
-    """Logits of the next token.
+    """Logits of tokens.
 
     Attributes:
         tied: whether the kernel is the embedding's (Press and Wolf, arXiv:1608.05859).
@@ -75,7 +93,7 @@ class LanguageModelModule(nn.Module):
     vocab_size: int
 
     @nn.compact
-    def __call__(self, table: jax.Array) -> Unembedding:
+    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:
         c, build = self.config, self.build
         dtype = jnp.dtype(build.precision.params)
         if c.tied:
@@ -84,4 +102,43 @@ class LanguageModelModule(nn.Module):
             init = build.initialization.kernel("head", build.d_model, self.vocab_size, build.depth)
             kernel = self.param("kernel", init, (build.d_model, self.vocab_size), dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), dtype) if c.bias else None
-        return Unembedding(kernel, bias, c.softcap)
+        return x, Unembedding(kernel, bias, c.softcap)
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel(Head):
+    """Logits of the tokens behind masks: logits(norm(activation(dense x))) (Devlin et al., arXiv:1810.04805, released code).
+
+    Attributes:
+        activation: between the dense layer and the norm.
+        norm: of what the logits are made from.
+        logits: as for a language model.
+    """
+
+    activation: str = "gelu"
+    _: KW_ONLY
+    norm: Norm = LayerNorm()
+    logits: LanguageModel = LanguageModel(bias=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_activation(self, self.activation)
+
+    def make(self, build: Build, vocab_size: int) -> nn.Module:
+        return MaskedLanguageModelModule(self, build, vocab_size)
+
+
+class MaskedLanguageModelModule(nn.Module):
+    config: MaskedLanguageModel
+    build: Build
+    vocab_size: int
+
+    def setup(self) -> None:
+        c, d = self.config, self.build.d_model
+        self.dense, self.norm = Linear((d,), (d,), "up", self.build, bias=True), c.norm.make(self.build)
+        self.logits = c.logits.make(self.build, self.vocab_size)
+
+    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:
+        x = self.norm(ACTIVATIONS[self.config.activation](self.dense(x)))
+        out: tuple[Hidden, Unembedding] = self.logits(x, table, valid)
+        return out

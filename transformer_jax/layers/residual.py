@@ -69,8 +69,8 @@ class Branch(Layer):
     def make(self, build: Build) -> nn.Module:
         return BranchModule(self, build)
 
-    def init_cache(self, build: Build, batch: int, length: int) -> Any:
-        return self.layer.init_cache(build, batch, length)
+    def init_cache(self, build: Build, batch: int, length: int, memory_length: int = 0) -> Any:
+        return self.layer.init_cache(build, batch, length, memory_length)
 
 
 class BranchModule(nn.Module):
@@ -101,8 +101,8 @@ class Parallel(Layer):
     def make(self, build: Build) -> nn.Module:
         return ParallelModule(self, build)
 
-    def init_cache(self, build: Build, batch: int, length: int) -> Any:
-        return tuple(branch.init_cache(build, batch, length) for branch in self.branches)
+    def init_cache(self, build: Build, batch: int, length: int, memory_length: int = 0) -> Any:
+        return tuple(branch.init_cache(build, batch, length, memory_length) for branch in self.branches)
 
 
 class ParallelModule(nn.Module):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from transformer_jax.config import Config
-from transformer_jax.layers.base import Build, Context, check_positive
+from transformer_jax.layers.base import Build, Context, Mixer, check_positive
 from transformer_jax.layers.norm import NoNorm, Norm
 from transformer_jax.layers.residual import Residual
 from transformer_jax.layers.scores.base import Score
@@ -79,16 +79,16 @@ class Stack(Config):
         return self._head_counts().pop()
 
     def _head_counts(self) -> set[int]:
-        return {part.num_heads for group in self.groups for part in group.walk() if hasattr(part, "num_heads")}
+        return {part.num_heads for group in self.groups for part in group.walk() if isinstance(part, Mixer) and hasattr(part, "num_heads")}
 
     def make(self, build: Build) -> nn.Module:
         return StackModule(self, build)
 
-    def init_cache(self, build: Build, batch: int, length: int) -> Any:
+    def init_cache(self, build: Build, batch: int, length: int, memory_length: int = 0) -> Any:
         """Per group a tuple of its sublayers' caches, stacked on axis 0; in an unstacked model a tuple of those, one per repetition."""
 
         def one(group: Group) -> Any:
-            layers = tuple(s.layer.init_cache(build, batch, length) for s in group.sublayers)
+            layers = tuple(s.layer.init_cache(build, batch, length, memory_length) for s in group.sublayers)
             if not build.stacked:
                 return (layers,) * group.repeat
             return jax.tree.map(lambda a: jax.numpy.broadcast_to(a, (group.repeat, *a.shape)), layers)

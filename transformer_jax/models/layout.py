@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.layers.stack import Group, Stack
+from transformer_jax.layers.stack import Group
+from transformer_jax.models.base import ModelConfig
 
 Variables = dict[str, Any]
 
@@ -25,7 +26,7 @@ def unstacked(model: Any, variables: Variables) -> tuple[Any, Variables]:
         layers = params["layers"]
         return {f"layers_{n}": jax.tree.map(lambda a, n=n: a[n], layers) for n in range(group.repeat)}
 
-    return model.clone(stacked=False), _by_group(model.config.stack, variables, split)
+    return model.clone(stacked=False), _by_group(model.config, variables, split)
 
 
 def stacked(model: Any, variables: Variables) -> tuple[Any, Variables]:
@@ -37,13 +38,14 @@ def stacked(model: Any, variables: Variables) -> tuple[Any, Variables]:
         layers = [params[f"layers_{n}"] for n in range(group.repeat)]
         return {"layers": jax.tree.map(lambda *each: jnp.stack(each), *layers)}
 
-    return model.clone(stacked=True), _by_group(model.config.stack, variables, join)
+    return model.clone(stacked=True), _by_group(model.config, variables, join)
 
 
-def _by_group(stack: Stack, variables: Variables, convert: Callable[[Group, Any], Any]) -> Variables:
+def _by_group(config: ModelConfig, variables: Variables, convert: Callable[[Group, Any], Any]) -> Variables:
     params = dict(variables["params"])
-    groups = dict(params["stack"])
-    for n, group in enumerate(stack.groups):
-        if not group.share:
-            groups[f"groups_{n}"] = convert(group, groups[f"groups_{n}"])
-    return {**variables, "params": {**params, "stack": groups}}
+    for name, stack in config.stacks().items():
+        params[name] = dict(params[name])
+        for n, group in enumerate(stack.groups):
+            if not group.share:
+                params[name][f"groups_{n}"] = convert(group, params[name][f"groups_{n}"])
+    return {**variables, "params": params}

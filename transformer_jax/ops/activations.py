@@ -54,4 +54,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": gelu_tanh,
     "silu": jax.nn.silu,
     "squared_relu": squared_relu,
+    "tanh": jnp.tanh,
 }

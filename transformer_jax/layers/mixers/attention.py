@@ -1,4 +1,4 @@
-"""Self-attention."""
+"""Self-attention, and what it shares with attention to a memory."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -9,26 +9,26 @@ import jax.numpy as jnp
 
 from pallas_kernels import attention
 from pallas_kernels.flash.backends.reference import probabilities
+from pallas_kernels.flash.masks import Mask as KernelMask
 from pallas_kernels.flash.request import make_request
-from transformer_jax.layers.base import Build, Context, Linear, Mixer, MixerModule, attention_dropout, check_positive, check_rate, token_positions
+from pallas_kernels.flash.scores import Score as KernelScore
+from transformer_jax.layers.base import Build, Context, Layer, Linear, Mixer, MixerModule, attention_dropout, check_positive, check_rate, token_positions
 from transformer_jax.layers.masks import Mask, both
 from transformer_jax.layers.norm import NoNorm, Norm
 from transformer_jax.layers.positions.base import NoPosition, Position, check_acts_on
 from transformer_jax.layers.scores.base import Score
-from transformer_jax.typing import Hidden
+from transformer_jax.typing import Heads, Hidden, Positions
 
 
 @dataclass(frozen=True)
-class Attention(Mixer):
-    """out(attention(position(norm(query x)), position(norm(key x)), value x)) (arXiv:1706.03762, section 3.2.2).
+class MultiHead(Layer):
+    """Base of layers of attention: projections to heads and back.
 
     Attributes:
         num_heads: of queries.
-        mask: which keys a query may see: `Causal()`, `NoMask()`, `Causal() & SlidingWindow(512)`, ...
         num_kv_heads: of keys and values; `num_heads` unless given. 1 is multi-query (arXiv:1911.02150), in between grouped-query (arXiv:2305.13245).
         head_dim: d_model / num_heads unless given.
-        score: applied after the stack's scores, in order.
-        position: turns queries and keys: `Rope()`.
+        score: applied in order, after the stack's where there are any.
         qk_norm: of each head's queries and of its keys (arXiv:2302.05442, section 2).
         qkv_bias, out_bias: whether the projections have biases.
         scale: of q.k; head_dim^-0.5 unless given.
@@ -37,11 +37,9 @@ class Attention(Mixer):
 
     num_heads: int
     _: KW_ONLY
-    mask: Mask
     num_kv_heads: int | None = None
     head_dim: int | None = None
     score: tuple[Score, ...] = ()
-    position: Position = NoPosition()
     qk_norm: Norm = NoNorm()
     qkv_bias: bool = False
     out_bias: bool = False
@@ -52,9 +50,9 @@ class Attention(Mixer):
         super().__post_init__()
         check_positive(self, "num_heads", "num_kv_heads", "head_dim")
         check_rate(self, "dropout")
-        check_acts_on(self, self.position, "heads")
         if self.num_heads % self.kv_heads:
-            raise ValueError(f"Attention.num_kv_heads: expected a divisor of num_heads = {self.num_heads}, received {self.num_kv_heads}")
+            name = type(self).__name__
+            raise ValueError(f"{name}.num_kv_heads: expected a divisor of num_heads = {self.num_heads}, received {self.num_kv_heads}")
 
     @property
     def kv_heads(self) -> int:
@@ -63,21 +61,19 @@ class Attention(Mixer):
     def width(self, build: Build) -> int:
         """Features of a head."""
         if self.head_dim is None and build.d_model % self.num_heads:
-            raise ValueError(
-                f"Attention.num_heads: expected a divisor of d_model = {build.d_model}, received {self.num_heads}; choose another, or set head_dim"
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name}.num_heads: expected a divisor of d_model = {build.d_model}, received {self.num_heads}; choose another, or set head_dim")
         return self.head_dim or build.d_model // self.num_heads
 
-    def make(self, build: Build) -> nn.Module:
-        self.width(build)
-        return AttentionModule(self, build)
-
-    def init_cache(self, build: Build, batch: int, length: int) -> Any:
+    def _empty(self, build: Build, batch: int, length: int) -> Any:
+        # A cache lies [B, K, S, H], so that a head's keys follow one another in memory.
         shape = (batch, self.kv_heads, length, self.width(build))
         return {name: jnp.zeros(shape, build.precision.compute) for name in ("key", "value")}
 
 
-class AttentionModule(MixerModule):
+class MultiHeadModule(MixerModule):
+    """Base of the modules: projections, and attention between what they made."""
+
     def setup(self) -> None:
         c, build = self.config, self.build
         d, h = build.d_model, c.width(build)
@@ -85,39 +81,74 @@ class AttentionModule(MixerModule):
         self.key = Linear((d,), (c.kv_heads, h), "key", build, c.qkv_bias)
         self.value = Linear((d,), (c.kv_heads, h), "value", build, c.qkv_bias)
         self.out = Linear((c.num_heads, h), (d,), "attention_out", build, c.out_bias)
-        self.position = c.position.make(build)
         self.query_norm, self.key_norm = c.qk_norm.make(build), c.qk_norm.make(build)
         self.scores = [score.make(build, c.num_heads) for score in c.score]
 
-    def __call__(self, x: Hidden, context: Context) -> Hidden:
-        q, k, v = self._project(x, context)
-        return self._attend(q, k, v, context, context.positions)
-
-    def step(self, x: Hidden, context: Context, cache: Any) -> tuple[Hidden, Any]:
-        q, k, v = self._project(x, context)
-        new = {"key": k, "value": v}
-        at: Any = context.index
-        # A cache lies [B, K, S, H], so that a head's keys follow one another in memory.
-        cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], jnp.swapaxes(new[name], 1, 2), at, 2) for name in cache}
-        k, v = (jnp.swapaxes(cache[name], 1, 2) for name in ("key", "value"))
-        return self._attend(q, k, v, context, context.kv_positions), cache
-
-    def _project(self, x: Hidden, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
-        positions = token_positions(context.positions, x)
-        q = self.position(self.query_norm(self.query(x)), positions)
-        k = self.position(self.key_norm(self.key(x)), positions)
-        return q, k, self.value(x)
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, kv_positions: Any) -> Hidden:
+    def _attend(
+        self, q: Heads, k: Heads, v: Heads, mask: KernelMask | None, score: tuple[KernelScore, ...], q_positions: Any, kv_positions: Any
+    ) -> Hidden:  # fmt: skip
         c, build = self.config, self.build
         how = {
-            "mask": both(c.mask.make(), context.mask),
-            "score": (*context.score, *(score() for score in self.scores)),
+            "mask": mask,
+            "score": (*score, *(score() for score in self.scores)),
             "scale": c.scale,
             "dropout": attention_dropout(self, c.dropout, build.training),
-            "q_positions": context.positions,
+            "q_positions": q_positions,
             "kv_positions": kv_positions,
         }
         if build.backend == "reference" and self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", "probabilities", probabilities(make_request(q, k, v, sinks=None, **how))[0])
         return self.out(attention(q, k, v, backend=build.backend, **how))
+
+
+@dataclass(frozen=True)
+class Attention(MultiHead, Mixer):
+    """out(attention(position(norm(query x)), position(norm(key x)), value x)) (arXiv:1706.03762, section 3.2.2). Further fields: `MultiHead`'s.
+
+    Attributes:
+        mask: which keys a query may see: `Causal()`, `NoMask()`, `Causal() & SlidingWindow(512)`, ...
+        position: turns queries and keys: `Rope()`.
+    """
+
+    _: KW_ONLY
+    mask: Mask
+    position: Position = NoPosition()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_acts_on(self, self.position, "heads")
+
+    def make(self, build: Build) -> nn.Module:
+        self.width(build)
+        return AttentionModule(self, build)
+
+    def init_cache(self, build: Build, batch: int, length: int, memory_length: int = 0) -> Any:
+        return self._empty(build, batch, length)
+
+
+class AttentionModule(MultiHeadModule):
+    def setup(self) -> None:
+        super().setup()
+        self.position = self.config.position.make(self.build)
+
+    def __call__(self, x: Hidden, context: Context) -> Hidden:
+        q, k, v = self._project(x, context)
+        return self._see(q, k, v, context, context.positions)
+
+    def step(self, x: Hidden, context: Context, cache: Any) -> tuple[Hidden, Any]:
+        q, k, v = self._project(x, context)
+        new = {"key": k, "value": v}
+        at: Any = context.index
+        cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], jnp.swapaxes(new[name], 1, 2), at, 2) for name in cache}
+        k, v = (jnp.swapaxes(cache[name], 1, 2) for name in ("key", "value"))
+        return self._see(q, k, v, context, context.kv_positions), cache
+
+    def _project(self, x: Hidden, context: Context) -> tuple[Heads, Heads, Heads]:
+        positions = token_positions(context.positions, x)
+        q = self.position(self.query_norm(self.query(x)), positions)
+        k = self.position(self.key_norm(self.key(x)), positions)
+        return q, k, self.value(x)
+
+    def _see(self, q: Heads, k: Heads, v: Heads, context: Context, kv_positions: Positions | None) -> Hidden:
+        mask = both(self.config.mask.make(), context.mask)
+        return self._attend(q, k, v, mask, context.score, context.positions, kv_positions)

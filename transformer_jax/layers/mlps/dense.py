@@ -4,8 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import flax.linen as nn
 
-from transformer_jax.config import Config, nearest
-from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_positive, check_rate
+from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_activation, check_positive, check_rate
 from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.typing import Hidden
 
@@ -16,7 +15,7 @@ class Dense(Mlp):
 
     Attributes:
         d_ff: hidden features.
-        activation: "relu", "gelu" (exact), "gelu_tanh", "silu" or "squared_relu".
+        activation: "relu", "gelu" (exact), "gelu_tanh", "silu", "squared_relu" or "tanh".
         bias: whether both layers have biases.
         dropout: rate, of the hidden features.
     """
@@ -35,12 +34,6 @@ class Dense(Mlp):
 
     def make(self, build: Build) -> nn.Module:
         return DenseModule(self, build)
-
-
-def check_activation(config: Config, name: str) -> None:
-    """Refuses an activation that there is not."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{type(config).__name__}.activation: expected one of {', '.join(ACTIVATIONS)}, received {name!r}{nearest(name, ACTIVATIONS)}")
 
 
 class DenseModule(MlpModule):

@@ -4,8 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import flax.linen as nn
 
-from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_positive, check_rate
-from transformer_jax.layers.mlps.dense import check_activation
+from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_activation, check_positive, check_rate
 from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.typing import Hidden
 
@@ -16,7 +15,7 @@ class Gated(Mlp):
 
     Attributes:
         d_ff: hidden features.
-        activation: of the gate; "relu", "gelu" (exact), "gelu_tanh", "silu" or "squared_relu".
+        activation: of the gate; "relu", "gelu" (exact), "gelu_tanh", "silu", "squared_relu" or "tanh".
         bias: whether the three layers have biases.
         dropout: rate, of the hidden features.
     """
