@@ -217,7 +217,7 @@ def test_what_the_step_itself_does_not_show_is_found_before_it_is_saved(
     [
         (lambda e: e.replace(data=e.data.replace(files=("no.txt",))), "received 'no.txt', which does not exist"),
         (lambda e: e.replace(model=e.model.replace(max_length=600)), r"expected at least 601 tokens \(context \+ 1\) in either part"),
-        (lambda e: e.replace(model=e.model.replace(vocab_size=7)), r"model\.vocab_size: expected at least the vocabulary's \d+, received 7; leave it None"),
+        (lambda e: e.replace(model=e.model.replace(vocab_size=7)), r"model\.vocab_size: expected at least the data's \d+, received 7; leave it None"),
         (lambda e: e.replace(run=e.run.replace(backend="fast")), "backend: expected one of .*blockwise, reference.*received 'fast'"),
         (lambda e: e.replace(run=e.run.replace(precision=Precision(compute="float64"))), r"run\.precision: .*received float64, .*JAX_ENABLE_X64=1"),
     ],

@@ -24,6 +24,7 @@ class Prepared:
         held_out: the same, of text that is not in `train`.
         summary: one line on how much there is of what.
         digest: changes whenever the data does.
+        labels: names of the classes, where there are any.
     """
 
     vocabulary: Vocabulary
@@ -31,6 +32,7 @@ class Prepared:
     held_out: grain.MapDataset
     summary: str
     digest: str
+    labels: tuple[str, ...] = ()
 
 
 class Data(Config, ABC):

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.generation.sampling import Sampling
-from transformer_jax.models import DecoderOnly
+from transformer_jax.models import Model
 from transformer_jax.typing import Array, Tokens, Valid
 
 
 def generate(
-    model: DecoderOnly,
+    model: Model,
     variables: Any,
     tokens: Tokens,
     max_new_tokens: int,
@@ -27,6 +27,8 @@ def generate(
     sampling: Sampling = Sampling(),
     stop: int | None = None,
     valid: Valid | None = None,
+    source: Tokens | None = None,
+    source_valid: Valid | None = None,
 ) -> Array:
     """Continues prompts, in one compiled program.
 
@@ -39,6 +41,8 @@ def generate(
         sampling: how tokens are drawn.
         stop: a token that ends a text; all after it are this token too.
         valid: `[B, T]`, False at padding (put it on the left, so that every prompt ends where the new text begins).
+        source: integers `[B, S]`, what an encoder-decoder reads; the prompts are then beginnings of targets.
+        source_valid: `[B, S]`, False at the sources' padding, on either side.
 
     Returns:
         The new tokens, int32 `[B, max_new_tokens]`.
@@ -47,11 +51,12 @@ def generate(
         ValueError: a prompt that is empty or beyond max_length, a token outside the vocabulary, or no key.
     """
     tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
-    return _generate(model, variables, tokens, valid, key, max_new_tokens, sampling, stop)
+    memory = _memory(model, variables, tokens, source, source_valid)
+    return _generate(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, stop)
 
 
 def stream(
-    model: DecoderOnly,
+    model: Model,
     variables: Any,
     tokens: Tokens,
     max_new_tokens: int,
@@ -60,13 +65,16 @@ def stream(
     sampling: Sampling = Sampling(),
     stop: int | None = None,
     valid: Valid | None = None,
+    source: Tokens | None = None,
+    source_valid: Valid | None = None,
 ) -> Iterator[np.ndarray]:
     """The same tokens as `generate`'s, one at a time as int32 `[B]`; ends early once every text has met `stop`. Arguments and errors as there."""
     tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
-    return _stream(model, variables, tokens, valid, key, max_new_tokens, sampling, stop)
+    memory = _memory(model, variables, tokens, source, source_valid)
+    return _stream(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, stop)
 
 
-def _checked(model: DecoderOnly, tokens: Any, max_new_tokens: int, key: Any, sampling: Sampling, valid: Any) -> tuple[Array, Array, Array]:
+def _checked(model: Model, tokens: Any, max_new_tokens: int, key: Any, sampling: Sampling, valid: Any) -> tuple[Array, Array, Array]:
     shape, longest, vocab = jnp.shape(tokens), model.config.max_length, model.config.vocab_size
     if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
         raise ValueError(f"tokens: expected integers of shape [B, T], received {jnp.result_type(tokens)} {shape}")
@@ -87,16 +95,35 @@ def _checked(model: DecoderOnly, tokens: Any, max_new_tokens: int, key: Any, sam
     return jnp.asarray(tokens, jnp.int32), jnp.ones(shape, bool) if valid is None else jnp.asarray(valid, bool), key
 
 
+def _memory(model: Model, variables: Any, tokens: Array, source: Any, source_valid: Any) -> tuple[Any, ...]:
+    """What `step` takes after the cache when it fills one: an encoder's output and which of it is valid, or nothing."""
+    encodes = hasattr(model, "encode")
+    if (source is None) == encodes:
+        wants = "integers [B, S] for an encoder-decoder, received None" if encodes else f"None for a {type(model).__name__}, received an array"
+        raise ValueError(f"source: expected {wants}")
+    if not encodes:
+        return ()
+    if jnp.shape(source)[:1] != tokens.shape[:1]:
+        raise ValueError(f"source: expected a row for each of the {tokens.shape[0]} prompts, received shape {jnp.shape(source)}")
+    valid = jnp.ones(jnp.shape(source), bool) if source_valid is None else jnp.asarray(source_valid, bool)
+    return _encode(model, variables, jnp.asarray(source), valid), valid
+
+
 @partial(jax.jit, static_argnums=0)
-def _prefill(model: DecoderOnly, variables: Any, tokens: Array, valid: Array) -> tuple[Array, Any]:
+def _encode(model: Model, variables: Any, source: Array, valid: Array) -> Array:
+    return cast(Array, model.apply(variables, source, valid=valid, method="encode"))
+
+
+@partial(jax.jit, static_argnums=0)
+def _prefill(model: Any, variables: Any, tokens: Array, valid: Array, memory: tuple[Any, ...]) -> tuple[Array, Any]:
     """The logits of the next token `[B, V]`, and a cache that holds all of a window but its room to grow."""
     cache = model.init_cache(tokens.shape[0], model.config.max_length)
-    logits, cache = cast(Any, model.apply(variables, tokens, cache, valid=valid, method="step"))
+    logits, cache = cast(Any, model.apply(variables, tokens, cache, *memory, valid=valid, method="step"))
     return logits[:, -1], cache
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(model: DecoderOnly, variables: Any, token: Array, cache: Any) -> tuple[Array, Any]:
+def _advance(model: Model, variables: Any, token: Array, cache: Any) -> tuple[Array, Any]:
     logits, cache = cast(Any, model.apply(variables, token[:, None], cache, method="step"))
     return logits[:, -1], cache
 
@@ -110,16 +137,16 @@ def _draw(logits: Array, key: Array, n: Array, done: Array, sampling: Sampling, 
     return token, done
 
 
-def _window(model: DecoderOnly) -> int:
+def _window(model: Model) -> int:
     """How much of the text fills the cache anew."""
     return max(1, model.config.max_length // 2)
 
 
 def _stream(
-    model: DecoderOnly, variables: Any, tokens: Array, valid: Array, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
 ) -> Iterator[np.ndarray]:
     keep, done = _window(model), jnp.zeros(tokens.shape[0], bool)
-    logits, cache = _prefill(model, variables, tokens, valid)
+    logits, cache = _prefill(model, variables, tokens, valid, memory)
     used = tokens.shape[1]
     text, flags = np.asarray(tokens), np.asarray(valid)
     for n in range(max_new_tokens):
@@ -130,22 +157,22 @@ def _stream(
         text = np.append(text, np.asarray(token)[:, None], 1)[:, -keep:]
         flags = np.append(flags, np.ones((len(flags), 1), bool), 1)[:, -keep:]
         if used == model.config.max_length:
-            logits, cache = _prefill(model, variables, jnp.asarray(text), jnp.asarray(flags))
+            logits, cache = _prefill(model, variables, jnp.asarray(text), jnp.asarray(flags), memory)
             used = text.shape[1]
         else:
             logits, cache = _advance(model, variables, token, cache)
             used += 1
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _generate(
-    model: DecoderOnly, variables: Any, tokens: Array, valid: Array, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
 ) -> Array:
     longest, keep = model.config.max_length, _window(model)
 
     def fill(tokens: Array, valid: Array, n: Any, count: int, done: Array) -> tuple[Array, Array]:
         """Tokens n, ..., n + count - 1 `[B, count]` of the new text, from a cache filled with the text before them."""
-        logits, cache = _prefill(model, variables, tokens, valid)
+        logits, cache = _prefill(model, variables, tokens, valid, memory)
         first, done = _draw(logits, key, n, done, sampling, stop)
 
         def one(carry: Any, m: Array) -> tuple[Any, Array]:

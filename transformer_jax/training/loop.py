@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import differences, from_json, to_json
 from transformer_jax.data import Prepared, batches
-from transformer_jax.generation import Sampling, generate
 from transformer_jax.models import unstacked
 from transformer_jax.tokenize import Vocabulary
 from transformer_jax.tokenize import load as load_vocabulary
 from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
 from transformer_jax.training.experiment import Experiment
 from transformer_jax.training.files import MetricsFile, free_folder, note, write_whole
+from transformer_jax.training.objective import Asked
 from transformer_jax.training.plot import plot_loss
 from transformer_jax.training.progress import Progress
 from transformer_jax.training.step import TrainState, init_state, several_steps, train_step
@@ -60,7 +59,8 @@ def train(experiment: Experiment, *, resume: bool = False, command: list[str] | 
     if "float64" in (precision.params, precision.compute) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise RunError("run.precision: expected float32, bfloat16 or float16, received float64, which jax has where JAX_ENABLE_X64=1 is in the environment")
     data = experiment.data.prepare(experiment.model.max_length)
-    experiment = _with_vocabulary(experiment, data)
+    sizes = data.vocabulary.vocab_size + experiment.objective.extra_tokens, len(data.labels)
+    experiment = experiment.replace(model=experiment.model.filled_in(*sizes))
     folder = Path(experiment.run.folder) if resume else free_folder(experiment.run.folder)
     experiment = experiment.replace(run=experiment.run.replace(folder=str(folder)))
     if resume:
@@ -69,6 +69,8 @@ def train(experiment: Experiment, *, resume: bool = False, command: list[str] | 
     state = trainer.initial_state()  # before anything is written: what cannot work refuses here
     write_whole(folder / "config.json", to_json(experiment))
     data.vocabulary.save(folder / "tokenizer.json")
+    if data.labels:
+        write_whole(folder / "labels.json", json.dumps(data.labels, indent=0) + "\n")
     about = {**note(experiment.run.seed, command or sys.argv), "data": data.digest}
     write_whole(folder / "run.json", json.dumps(about, indent=2) + "\n")
     checkpoints = Checkpoints(folder / "checkpoints", experiment.run.keep)
@@ -81,19 +83,10 @@ def train(experiment: Experiment, *, resume: bool = False, command: list[str] | 
     print(f"\n{sample}\n")
     rows = MetricsFile(folder / "metrics.jsonl", experiment.run.steps).rows
     plot_loss(rows, folder / "loss.png")
-    about |= {"steps": int(state.step), "held_out_loss": rows[-1]["held_out_loss"], "seconds": round(time.time() - started, 1)}
+    about |= {"steps": int(state.step), **{name: rows[-1][name] for name in ("held_out_loss", "held_out_accuracy")}, "seconds": round(time.time() - started, 1)}
     write_whole(folder / "run.json", json.dumps(about, indent=2) + "\n")
-    print(f"{folder}: held-out loss {about['held_out_loss']:.4f} nats per token, {about['seconds']:.0f} s")
+    print(f"{folder}: held-out loss {about['held_out_loss']:.4f} nats per label, accuracy {about['held_out_accuracy']:.4f}, {about['seconds']:.0f} s")
     return folder
-
-
-def _with_vocabulary(experiment: Experiment, data: Prepared) -> Experiment:
-    size, given = data.vocabulary.vocab_size, experiment.model.vocab_size
-    if given is None:
-        return experiment.replace(model=experiment.model.replace(vocab_size=size))
-    if given < size:
-        raise RunError(f"model.vocab_size: expected at least the vocabulary's {size}, received {given}; leave it None to have it filled in")
-    return experiment
 
 
 def _check_same(experiment: Experiment, folder: Path, digest: str) -> None:
@@ -121,7 +114,7 @@ def load_run(folder: Path) -> tuple[Any, Any, Vocabulary]:
     experiment = read_experiment(path)
     model = experiment.model.make(precision=experiment.run.precision, backend=experiment.run.backend)
     optimizer = functools.partial(experiment.optimizer.make, experiment.schedule.make(experiment.optimizer.learning_rate, experiment.run.steps))
-    like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), *experiment.model.example()))
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         found = checkpoints.restore(like)
@@ -163,8 +156,7 @@ class _Trainer:
         self.batches = batches(data.train, batch=run.batch, seed=run.seed)
 
     def initial_state(self) -> TrainState:
-        example = jax.tree.map(lambda a: a[None], self.data.train[0])
-        return init_state(self.model, self.optimizer, self.keys["init"], example["tokens"][:, :-1])
+        return init_state(self.model, self.optimizer, self.keys["init"], *self.experiment.model.example())
 
     def run(self, state: TrainState, folder: Path, checkpoints: Checkpoints) -> TrainState:
         run = self.experiment.run
@@ -175,17 +167,20 @@ class _Trainer:
         metrics = MetricsFile(folder / "metrics.jsonl", at)
         if len(metrics.rows) != at:
             raise RunError(f"{metrics.path}: expected a line for each of the {at} steps before the checkpoint, received {len(metrics.rows)} that can be read")
-        with Progress(run.steps, at, tokens_per_step=run.batch * self.experiment.model.max_length) as progress:
+        model = self.experiment.model
+        seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, model.max_length)))
+        with Progress(run.steps, at, tokens_per_step=seen) as progress:
             progress.line(self.data.summary)
             progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters, {folder}")
             for count in self._calls(at):
                 state, rows = self._call(state, at, count, metrics, checkpoints)
                 at += count
                 if at % run.evaluate_every == 0 or at == run.steps:
-                    if not math.isfinite(loss := self.held_out_loss(state.params)):
+                    loss, accuracy = self.held_out(state.params)
+                    if not math.isfinite(loss):
                         metrics.append(rows)
                         raise RunError(f"step {at}: expected a finite loss, received a held-out loss of {loss}; {_way_out(checkpoints)}")
-                    rows[-1]["held_out_loss"] = loss
+                    rows[-1] |= {"held_out_loss": loss, "held_out_accuracy": accuracy}
                 metrics.append(rows)
                 progress.update(rows)
                 if at % run.checkpoint_every == 0 or at == run.steps:
@@ -217,27 +212,23 @@ class _Trainer:
             rows.append(row)
         return state, rows
 
-    def held_out_loss(self, params: Any) -> float:
-        """Nats per token over all that is held out."""
+    def held_out(self, params: Any) -> tuple[float, float]:
+        """Nats per label, and the share of labels that are the likeliest, over all that is held out."""
         examples, batch = self.data.held_out, self.experiment.run.batch * 8
-        total = weight = 0.0
+        total = correct = weight = 0.0
         for start in range(0, len(examples), batch):
             rows = [examples[n] for n in range(start, min(start + batch, len(examples)))]
             # A last batch that is not full is filled with tokens that are ignored: one shape, one program.
             empty = jax.tree.map(lambda a: np.full_like(a, -1), rows[0])
             rows += [empty] * (batch - len(rows) if start else 0)
             sums = self.evaluate_batch(params, jax.tree.map(lambda *a: np.stack(a), *rows))
-            total, weight = total + float(sums.nll), weight + float(sums.weight)
-        return total / weight
+            total, correct, weight = total + float(sums.nll), correct + float(sums.correct), weight + float(sums.weight)
+        return total / weight, correct / weight
 
     def sample(self, state: TrainState) -> str:
-        run, vocabulary = self.experiment.run, self.data.vocabulary
-        model, variables = unstacked(self.model, {"params": state.params})
-        prompt = jnp.asarray(vocabulary.encode(run.prompt)[None, -self.experiment.model.max_length :])
-        key = jax.random.fold_in(self.keys["sample"], state.step)
-        new = generate(model, variables, prompt, run.sample_tokens, key=key, sampling=Sampling(run.temperature))
-        ids = np.asarray(new[0])
-        return run.prompt + vocabulary.decode(ids[ids < vocabulary.vocab_size])  # a model's vocabulary may be larger, and not all of it stand for text
+        run = self.experiment.run
+        asked = Asked(run.prompt, run.sample_tokens, run.temperature, jax.random.fold_in(self.keys["sample"], state.step))
+        return self.experiment.objective.sample(*unstacked(self.model, {"params": state.params}), self.data, asked)
 
 
 def _way_out(checkpoints: Checkpoints) -> str:

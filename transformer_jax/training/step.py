@@ -13,6 +13,7 @@ from transformer_jax.training.objective import Batch, Objective
 from transformer_jax.typing import Array
 
 Metrics = dict[str, Array]
+CORRUPTION = 2**31  # beyond the parts of any batch, which are counted from 0
 MakesOptimizer: TypeAlias = "optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]"
 
 
@@ -30,11 +31,11 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
 
 
-def init_state(model: nn.Module, optimizer: MakesOptimizer, key: Array, tokens: Array) -> TrainState:
-    """A state with fresh parameters, made by one compiled call. `optimizer` is one of optax, or makes one for given parameters."""
+def init_state(model: nn.Module, optimizer: MakesOptimizer, key: Array, *inputs: Array) -> TrainState:
+    """A state with fresh parameters, made by one compiled call. `optimizer` is one of optax, or makes one for given parameters; `inputs` are the model's."""
 
     def make(key: Array) -> TrainState:
-        params = model.init(key, tokens)["params"]
+        params = model.init(key, *inputs)["params"]
         return TrainState(jnp.int32(0), params, _transformation(optimizer, params).init(params))
 
     return jax.jit(make)(key)
@@ -57,7 +58,7 @@ def train_step(
 
     def gradient(params: Any, batch: Batch, key: Array) -> tuple[Any, Any]:
         def loss(params: Any) -> Any:
-            sums = objective(model, {"params": params}, batch, {"dropout": key})
+            sums = objective(model, {"params": params}, batch, {"dropout": key, "corruption": jax.random.fold_in(key, CORRUPTION)})
             return sums.total, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
