@@ -172,6 +172,10 @@ class CorruptedSpans(Objective):
     mean_span: float = 3.0
     extra_tokens: ClassVar[int] = 101
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        span_lengths(2, rate=self.rate, mean_span=self.mean_span)
+
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
         tokens, last = batch["tokens"][:, : model.max_length], _vocab_size(model) - 1
         longest = span_lengths(tokens.shape[1], rate=self.rate, mean_span=self.mean_span)
