@@ -33,6 +33,14 @@ def test_rotate_multiplies_complex_pairs_and_leaves_the_other_features_alone(clo
     np.testing.assert_array_equal(turn(x, positions[:1] * 0, rates), x)
 
 
+def test_the_amplitude_multiplies_what_turns(close, normal):
+    x, positions = normal(2, 5, 3, 13), jnp.asarray([[0, 1, 2, 17, 5], [61, 7, 7, 3, 0]])
+    rates = frequencies(10, 1e4)
+    expected = turned(x, positions, rates)
+    expected[..., :10] *= 1.3
+    close(turn(x, positions, rates, 1.3), expected)
+
+
 def test_one_row_of_positions_serves_the_whole_batch(normal):
     x, positions = normal(3, 5, 2, 6), jnp.arange(5)[None] + 3
     np.testing.assert_array_equal(turn(x, positions, frequencies(6, 1e4)), turn(x, jnp.tile(positions, (3, 1)), frequencies(6, 1e4)))

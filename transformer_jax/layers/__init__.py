@@ -9,15 +9,29 @@ from transformer_jax.layers.masks import And, Causal, Mask, NoMask, Not, Or, Sli
 from transformer_jax.layers.mixers import Attention, CrossAttention
 from transformer_jax.layers.mlps import Dense, Gated
 from transformer_jax.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
-from transformer_jax.layers.positions import Learned, NoPosition, Position, Rope, Sinusoidal
+from transformer_jax.layers.positions import (
+    Learned,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    NoPosition,
+    NoScaling,
+    NtkScaling,
+    Position,
+    Rope,
+    RopeScaling,
+    Sinusoidal,
+    YarnScaling,
+)
 from transformer_jax.layers.residual import Branch, Parallel, Residual
 from transformer_jax.layers.scores import Alibi, LearnedScore, Parameter, RelativeBias, Score, Softcap
 from transformer_jax.layers.stack import Group, Stack
 
 __all__ = [
     "Alibi", "And", "Attention", "Branch", "Build", "Causal", "Context", "CrossAttention", "Dense", "Embedding", "FirstToken", "GPT2Init", "Gated", "Group",
-    "Head", "Initialization", "LanguageModel", "LastToken", "Layer", "LayerNorm", "Learned", "LearnedScore", "Linear", "Mask", "MaskedLanguageModel", "Mean",
-    "Mixer", "MixerModule", "Mlp", "MlpModule", "NoHead", "NoMask", "NoNorm", "NoPosition", "Norm", "NormalInit", "Not", "Or", "Parallel", "Parameter",
-    "Pool", "Position", "RMSNorm", "RelativeBias", "Residual", "Rope", "Score", "SequenceClassifier", "Sinusoidal", "SlidingWindow", "Softcap", "Stack",
-    "T5Init", "TokenClassifier", "Unembedding", "XavierInit",
+    "Head", "Initialization", "LanguageModel", "LastToken", "Layer", "LayerNorm", "Learned", "LearnedScore", "Linear", "LinearScaling", "Llama3Scaling",
+    "LongRopeScaling", "Mask", "MaskedLanguageModel", "Mean", "Mixer", "MixerModule", "Mlp", "MlpModule", "NoHead", "NoMask", "NoNorm", "NoPosition",
+    "NoScaling", "Norm", "NormalInit", "Not", "NtkScaling", "Or", "Parallel", "Parameter", "Pool", "Position", "RMSNorm", "RelativeBias", "Residual", "Rope",
+    "RopeScaling", "Score", "SequenceClassifier", "Sinusoidal", "SlidingWindow", "Softcap", "Stack", "T5Init", "TokenClassifier", "Unembedding", "XavierInit",
+    "YarnScaling",
 ]  # fmt: skip
