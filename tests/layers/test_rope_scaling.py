@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transformer_jax.config import from_json, to_json
@@ -105,6 +105,7 @@ def test_linear_divides_positions_and_ntk_changes_theta(features, theta, factor)
 
 
 @given(features, thetas, factors, lengths, st.floats(4, 64), st.floats(0.5, 3), st.booleans())
+@example(10, 50.0, 3.0, 4825, 64.0, 0.5, True)  # beta_slow's pair would be beyond the last feature
 def test_yarn_keeps_pairs_up_to_that_of_beta_fast_and_divides_those_from_that_of_beta_slow_on(features, theta, factor, length, beta_fast, beta_slow, truncate):
     scaling = YarnScaling(factor, original_length=length, beta_fast=beta_fast, beta_slow=beta_slow, truncate=truncate)
 

@@ -62,7 +62,7 @@ class NtkScaling(RopeScaling):
 
 @dataclass(frozen=True)
 class YarnScaling(RopeScaling):
-    """YaRN: fast pairs turn as before, slow ones `factor` times slower; cosines and sines grow (Peng et al., arXiv:2309.00071, sections 3.2 to 3.4).
+    """YaRN: fast pairs turn as before, slow ones `factor` times slower; cosines and sines grow (Peng et al., arXiv:2309.00071, sections 3.2 and 3.4).
 
     Attributes:
         factor: by which texts grow.
