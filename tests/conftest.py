@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def filled() -> Callable[..., Any]:
         return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
+    """`shapes_in(closed_jaxpr)`: the shapes of all arrays in a program and in the programs inside it."""
+    kinds = jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr
+
+    def shapes(program: Any) -> set[tuple[int, ...]]:
+        equations = getattr(program, "jaxpr", program).eqns
+        found = {v.aval.shape for eqn in equations for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")}
+        inside = jax.tree.leaves([eqn.params for eqn in equations], is_leaf=lambda x: isinstance(x, kinds))
+        return found.union(*(shapes(x) for x in inside if isinstance(x, kinds)))
+
+    return shapes
 
 
 @pytest.fixture

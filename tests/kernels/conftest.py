@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -113,20 +112,6 @@ def _kept(dropout: Any, num_heads: int, q_positions: Any, kv_positions: Any) -> 
         x = mix(x ^ int(kv_positions[b, s]) % wrap * 0x85EBCA77 % wrap)
         keep[b, n, t, s] = x >= int(dropout.rate * wrap)
     return keep
-
-
-@pytest.fixture(scope="session")
-def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
-    """`shapes_in(closed_jaxpr)`: the shapes of all arrays in a program and in the programs inside it."""
-    kinds = jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr
-
-    def shapes(program: Any) -> set[tuple[int, ...]]:
-        equations = getattr(program, "jaxpr", program).eqns
-        found = {v.aval.shape for eqn in equations for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")}
-        inside = jax.tree.leaves([eqn.params for eqn in equations], is_leaf=lambda x: isinstance(x, kinds))
-        return found.union(*(shapes(x) for x in inside if isinstance(x, kinds)))
-
-    return shapes
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from transformer_jax.layers.embedding import Embedding
 from transformer_jax.layers.head import Head, LanguageModel, MaskedLanguageModel, NoHead, Unembedding
 from transformer_jax.layers.initialization import GPT2Init, Initialization, NormalInit, T5Init, XavierInit
 from transformer_jax.layers.masks import And, Causal, Mask, NoMask, Not, Or, SlidingWindow
-from transformer_jax.layers.mixers import Attention, CrossAttention
+from transformer_jax.layers.mixers import Attention, CrossAttention, ShawAttention
 from transformer_jax.layers.mlps import Dense, Gated
 from transformer_jax.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
 from transformer_jax.layers.positions import (
@@ -32,6 +32,6 @@ __all__ = [
     "Head", "Initialization", "LanguageModel", "LastToken", "Layer", "LayerNorm", "Learned", "LearnedScore", "Linear", "LinearScaling", "Llama3Scaling",
     "LongRopeScaling", "Mask", "MaskedLanguageModel", "Mean", "Mixer", "MixerModule", "Mlp", "MlpModule", "NoHead", "NoMask", "NoNorm", "NoPosition",
     "NoScaling", "Norm", "NormalInit", "Not", "NtkScaling", "Or", "Parallel", "Parameter", "Pool", "Position", "RMSNorm", "RelativeBias", "Residual", "Rope",
-    "RopeScaling", "Score", "SequenceClassifier", "Sinusoidal", "SlidingWindow", "Softcap", "Stack", "T5Init", "TokenClassifier", "Unembedding", "XavierInit",
-    "YarnScaling",
+    "RopeScaling", "Score", "SequenceClassifier", "ShawAttention", "Sinusoidal", "SlidingWindow", "Softcap", "Stack", "T5Init", "TokenClassifier",
+    "Unembedding", "XavierInit", "YarnScaling",
 ]  # fmt: skip

@@ -2,5 +2,6 @@
 
 from transformer_jax.layers.mixers.attention import Attention
 from transformer_jax.layers.mixers.cross_attention import CrossAttention
+from transformer_jax.layers.mixers.shaw import ShawAttention
 
-__all__ = ["Attention", "CrossAttention"]
+__all__ = ["Attention", "CrossAttention", "ShawAttention"]

@@ -90,7 +90,7 @@ class MultiHeadModule(MixerModule):
         c, build = self.config, self.build
         how = {
             "mask": mask,
-            "score": (*score, *(score() for score in self.scores)),
+            "score": self._scores(q, score),
             "scale": c.scale,
             "dropout": attention_dropout(self, c.dropout, build.training),
             "q_positions": q_positions,
@@ -98,7 +98,13 @@ class MultiHeadModule(MixerModule):
         }
         if build.backend == "reference" and self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", "probabilities", probabilities(make_request(q, k, v, sinks=None, **how))[0])
-        return self.out(attention(q, k, v, backend=build.backend, **how))
+        return self.out(self._outputs(q, k, v, {**how, "backend": build.backend}))
+
+    def _scores(self, q: Heads, shared: tuple[KernelScore, ...]) -> tuple[KernelScore, ...]:
+        return (*shared, *(score() for score in self.scores))
+
+    def _outputs(self, q: Heads, k: Heads, v: Heads, how: dict[str, Any]) -> Heads:
+        return attention(q, k, v, **how)
 
 
 @dataclass(frozen=True)
