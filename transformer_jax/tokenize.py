@@ -12,7 +12,7 @@ import json
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Tokenizer(Config, ABC):
     """How text becomes tokens: open base of the tokenizer configs."""
 
     @abstractmethod
-    def train(self, texts: Sequence[str]) -> "Vocabulary":
-        """The vocabulary of these texts.
+    def train(self, texts: Iterable[str]) -> "Vocabulary":
+        """The vocabulary of these texts, which are read once, one after the other.
 
         Raises:
             ValueError: a text has a lone surrogate.
@@ -39,15 +39,18 @@ class Tokenizer(Config, ABC):
 class Characters(Tokenizer):
     """The characters of the training text, sorted, and 16 tokens that write all others."""
 
-    def train(self, texts: Sequence[str]) -> "CharacterVocabulary":
-        return CharacterVocabulary("".join(sorted(set().union(*texts))))
+    def train(self, texts: Iterable[str]) -> "CharacterVocabulary":
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        return CharacterVocabulary("".join(sorted(characters)))
 
 
 @dataclass(frozen=True)
 class Bytes(Tokenizer):
     """The 256 bytes of UTF-8; nothing is trained."""
 
-    def train(self, texts: Sequence[str]) -> "ByteVocabulary":
+    def train(self, texts: Iterable[str]) -> "ByteVocabulary":
         return ByteVocabulary()
 
 
@@ -69,7 +72,7 @@ class BytePairs(Tokenizer):
         if self.vocab_size < 256:
             raise ValueError(f"BytePairs.vocab_size: expected at least 256, a token for each byte, received {self.vocab_size}")
 
-    def train(self, texts: Sequence[str]) -> "BytePairVocabulary":
+    def train(self, texts: Iterable[str]) -> "BytePairVocabulary":
         library = tokenizers.Tokenizer(tokenizers.models.BPE())
         library.pre_tokenizer = ByteLevel(add_prefix_space=False)
         library.decoder = tokenizers.decoders.ByteLevel()

@@ -1,5 +1,6 @@
 """Training data: configs that say what to train on, and iterators of shuffled batches."""
 
-from transformer_jax.data.text import Data, Prepared, Text, batches
+from transformer_jax.data.base import Data, Prepared, batches
+from transformer_jax.data.text import Text
 
 __all__ = ["Data", "Prepared", "Text", "batches"]
