@@ -1,0 +1,124 @@
+"""Costs by part, and how they grow, against formulas."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import pytest
+
+from transformer_jax.analysis import Cost, Growth, complexity, costs, crossings, part_of, peak, plot_flops
+from transformer_jax.layers import Attention, Causal, Dense, Gated, Group, LayerNorm, Linear, Mixer, MixerModule, Residual, Stack
+from transformer_jax.models import DecoderOnlyConfig
+
+L, D, V, T, B = 3, 20, 29, 12, 2
+
+
+@dataclass(frozen=True)
+class Mean(Mixer):
+    """A user's own: out(mean of x so far)."""
+
+    def make(self, build: Any) -> nn.Module:
+        return MeanModule(self, build)
+
+
+class MeanModule(MixerModule):
+    @nn.compact
+    def __call__(self, x: Any, context: Any) -> Any:
+        d = self.build.d_model
+        return Linear((d,), (d,), "attention_out", self.build)(jnp.cumsum(x, 1) / jnp.arange(1, x.shape[1] + 1)[:, None])
+
+
+def config(*layers: Any) -> DecoderOnlyConfig:
+    group = Group(L, tuple(Residual(layer, pre=LayerNorm()) for layer in layers))
+    return DecoderOnlyConfig(V, d_model=D, max_length=T, stack=Stack((group,), final_norm=LayerNorm()))
+
+
+GPT = config(Attention(4, mask=Causal()), Dense(4 * D))
+
+
+def by_name(found: Any) -> dict[str, Any]:
+    return {part.name: cost for part, cost in found.items()}
+
+
+def test_a_gpt_by_hand() -> None:
+    """2 FLOPs to a weight and token, 2 * 2 * T * D more for scores and values, three times that in training."""
+    found = by_name(costs(GPT.make(), batch=B, length=T))
+    assert list(found) == ["embedding Embedding", "stack 0.0 Attention", "stack 0 norms", "stack 0.1 Dense", "stack LayerNorm", "head LanguageModel"]
+    tokens = B * T
+    attention, dense, head = tokens * L * (8 * D**2 + 4 * T * D), tokens * L * 16 * D**2, tokens * 2 * V * D
+    assert {name: cost.forward for name, cost in found.items() if cost.forward} == {
+        "stack 0.0 Attention": attention,
+        "stack 0.1 Dense": dense,
+        "head LanguageModel": head,
+    }
+    assert all(cost.training == 3 * cost.forward for cost in found.values())
+    assert found["stack 0.1 Dense"].kept == L * tokens * 4 * (D + 4 * D + 4 * D)  # its input, GELU's slope and GELU itself
+    assert sum(found.values(), Cost()).parameters == 12 * L * D**2 + 2 * D * (2 * L + 1) + V * D
+
+
+def test_remat_of_everything_costs_a_forward_pass_more_but_for_the_last_product_of_each_sublayer() -> None:
+    """A turn's last product feeds the residual stream alone; the one before it feeds the next sublayer."""
+    (group,) = GPT.stack.groups
+    remat = GPT.replace(stack=GPT.stack.replace(groups=(group.replace(remat="everything"),)))
+    plain, again = (by_name(costs(c.make(), batch=B, length=T)) for c in (GPT, remat))
+    more = {name: again[name].training - plain[name].training for name in plain}
+    assert more["stack 0.0 Attention"] == plain["stack 0.0 Attention"].forward
+    assert more["stack 0.1 Dense"] == plain["stack 0.1 Dense"].forward // 2
+    assert plain["stack 0.0 Attention"].kept > 0 == again["stack 0.0 Attention"].kept
+
+
+@pytest.mark.parametrize("fields", [{"unroll": 0}, {"stacked": False}, {"backend": "reference"}], ids=str)
+def test_the_layout_of_a_model_changes_no_product(fields: dict[str, Any]) -> None:
+    found, plain = (costs(GPT.make(**f), batch=B, length=T) for f in (fields, {}))
+    assert {part: (cost.parameters, cost.forward, cost.training) for part, cost in found.items()} == {
+        part: (cost.parameters, cost.forward, cost.training) for part, cost in plain.items()
+    }
+
+
+def test_growth_and_crossings_are_those_of_the_formulas() -> None:
+    found = complexity(GPT, length=T)
+    grows = by_name(found)
+    attention = grows["stack 0.0 Attention"]
+    assert attention.compute == Growth(linear=L * 8 * D**2, square=L * 4 * D)
+    assert grows["stack 0.1 Dense"].compute == Growth(linear=L * 16 * D**2, square=0)
+    assert grows["head LanguageModel"].compute == Growth(linear=2 * V * D, square=0)
+    assert attention.plain.square >= L * 4 * 4 and attention.tiled.square == 0 < attention.tiled.linear
+    assert crossings(found) == {"the MLPs": 4 * D, "all other products of the layers": 6 * D}
+
+
+def test_what_has_no_square_crosses_nothing(tmp_path: Any) -> None:
+    found = complexity(config(Mean(), Dense(8)), length=T)
+    assert crossings(found) == {}
+    plot_flops(found, tmp_path / "flops.png")
+    assert (tmp_path / "flops.png").read_bytes().startswith(b"\x89PNG") and [file.name for file in tmp_path.iterdir()] == ["flops.png"]
+
+
+def test_a_mixer_from_elsewhere_is_counted() -> None:
+    found = by_name(costs(config(Mean(), Gated(13)).make(), batch=B, length=T))
+    assert found["stack 0.0 Mean"].parameters == L * D**2
+    assert found["stack 0.0 Mean"].forward == B * T * L * 2 * D**2
+    assert found["stack 0.0 Mean"].kept > 0
+
+
+def test_training_takes_more_at_once_than_the_forward_pass_and_twice_the_batch_twice_as_much() -> None:
+    once, twice = (peak(GPT.make(), batch=b, length=T) for b in (50, 100))
+    assert once.training > once.forward
+    assert twice.forward == pytest.approx(2 * once.forward, rel=0.05) and twice.training == pytest.approx(2 * once.training, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        (("DecoderOnly", "stack", "groups_0", "layers", "sublayers_1", "layer", "up"), "stack 0.1 Dense"),
+        (("stack", "groups_0", "layers_2", "sublayers_0", "layer", "query"), "stack 0.0 Attention"),
+        (("stack", "groups_0", "layers", "sublayers_0", "pre"), "stack 0 norms"),
+        (("stack", "groups_0", "layers", "sublayers_0"), "stack 0 residual stream"),
+        (("stack", "final_norm"), "stack LayerNorm"),
+        (("embedding", "position"), "embedding Embedding"),
+        (("DecoderOnly",), "head LanguageModel"),
+        ((), "head LanguageModel"),
+    ],
+)
+def test_a_module_belongs_to_the_nearest_part_around_it(path: tuple[str, ...], part: str) -> None:
+    assert part_of(GPT, path).name == part
