@@ -1,0 +1,71 @@
+"""Says what a model is made of and what it costs, before anything runs: `python scripts/describe.py configs/char_lm.py --d-model 256`.
+
+usage: describe.py CONFIG|RUN [flags]; a config is a file such as configs/char_lm.py, a run its folder or config.json
+  --batch N        sequences; the run's batch unless given
+  --length N       tokens of each; the model's max_length unless given
+  --vocab-size N   of a model that leaves it to the data; 256 unless given
+  --plot FILE      where to draw FLOPs against the length, as PNG; for a run's folder describe.png in it unless given
+All other flags are those of train.py, and CONFIG --help lists them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from transformer_jax.analysis import complexity, describe, plot_flops
+from transformer_jax.command_line import load
+from transformer_jax.layers.base import check_positive
+from transformer_jax.training import Experiment
+
+ASSUMED_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of this script. They are taken before a recipe sees its own, which may have the same names."""
+
+    batch: int | None = None
+    length: int | None = None
+    vocab_size: int | None = None
+    plot: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch", "length", "vocab_size")
+
+
+def main() -> None:
+    options, arguments = tyro.cli(Options, prog="describe.py", args=sys.argv[1:], add_help=False, return_unknown_args=True)
+    usage = __doc__.partition("\n\n")[2].strip()
+    if not arguments or arguments[0].startswith("-"):
+        sys.exit(usage)
+    if {"-h", "--help"} & set(arguments):
+        print(usage, end="\n\n")
+    try:
+        show(arguments[0], arguments[1:], options)
+    except (NotImplementedError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"describe.py: error: {error}")
+
+
+def show(source: str, flags: list[str], options: Options) -> None:
+    file = Path(source, "config.json") if Path(source).is_dir() else Path(source)
+    experiment, _ = load(str(file), flags, expected=Experiment, prog="describe.py")
+    config, run = experiment.model, experiment.run
+    if options.vocab_size or config.vocab_size is None:
+        config = config.replace(vocab_size=options.vocab_size or ASSUMED_VOCABULARY)
+        print(f"vocabulary: {config.vocab_size}" + ("" if options.vocab_size else " is assumed, as the data decides; --vocab-size says otherwise"))
+    batch, length = options.batch or run.batch, options.length or config.max_length
+    if length > config.max_length:
+        raise ValueError(f"--length: expected at most {config.max_length} (the model's max_length), received {length}; raise --model.max-length too")
+    grows = complexity(config, length=length, objective=experiment.objective, precision=run.precision)
+    model = config.make(precision=run.precision, backend=run.backend, unroll=run.unroll)
+    print(describe(model, grows, batch=batch, length=length, objective=experiment.objective), end="")
+    plot = Path(options.plot) if options.plot else file.with_name("describe.png") if file.name == "config.json" else None
+    if plot:
+        plot_flops(grows, plot)
+        print(f"\nFLOPs against the length: {plot}")
+
+
+if __name__ == "__main__":
+    main()
