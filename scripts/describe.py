@@ -20,6 +20,7 @@ from transformer_jax.layers.base import check_positive
 from transformer_jax.training import Experiment
 
 ASSUMED_VOCABULARY = 256
+ASSUMED_LABELS = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def show(source: str, flags: list[str], options: Options) -> None:
     if options.vocab_size or config.vocab_size is None:
         config = config.replace(vocab_size=options.vocab_size or ASSUMED_VOCABULARY)
         print(f"vocabulary: {config.vocab_size}" + ("" if options.vocab_size else " is assumed, as the data decides; --vocab-size says otherwise"))
+    if getattr(config.head, "num_labels", ASSUMED_LABELS) is None:
+        config = config.filled_in(config.vocab_size, ASSUMED_LABELS)
+        print(f"classes: {ASSUMED_LABELS} are assumed, as the data decides; --model.head.num-labels says otherwise")
     batch, length = options.batch or run.batch, options.length or config.max_length
     if length > config.max_length:
         raise ValueError(f"--length: expected at most {config.max_length} (the model's max_length), received {length}; raise --model.max-length too")

@@ -81,6 +81,20 @@ class BytePairs(Tokenizer):
         return BytePairVocabulary(library.to_str(pretty=True))
 
 
+@dataclass(frozen=True)
+class FromFile(Tokenizer):
+    """A vocabulary that there is already, such as that of the run to start from.
+
+    Attributes:
+        path: of its file, `runs/.../tokenizer.json`.
+    """
+
+    path: str
+
+    def train(self, texts: Iterable[str]) -> "Vocabulary":
+        return load(self.path)
+
+
 class Vocabulary(Config, ABC):
     """A trained tokenizer: an immutable value that is equal to any other with the same tokens."""
 

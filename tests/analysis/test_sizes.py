@@ -56,7 +56,7 @@ class Recurrent(Mixer):
     def make(self, build: Any) -> nn.Module:
         return MixerModule(self, build)
 
-    def init_cache(self, build: Any, batch: int, length: int) -> Any:
+    def init_cache(self, build: Any, batch: int, length: int, memory_length: int = 0) -> Any:
         return {"state": jnp.zeros((batch, self.state, build.d_model))}
 
 

@@ -116,6 +116,18 @@ def test_a_target_is_begun_and_ended_by_the_last_token() -> None:
         assert [int(t) for t in inputs[row, : length + 1]] == [V - 1, *target]
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_that_is_all_padding_does_not_count(name: str, filled: Any, close: Any) -> None:
+    objective, config, batch = CASES[name]
+    model = config.make()
+    variables = filled(model, *config.example())
+    longer = {n: jnp.concatenate([a, jnp.full_like(a[:2], -1)]) for n, a in batch.items()}
+    if name in ("masked", "spans"):  # what is random depends on the shape
+        assert (objective.task(config, longer, jax.random.key(0)).labels[B:] < 0).all()
+    else:
+        close(objective(model, variables, longer), objective(model, variables, batch))
+
+
 def test_what_is_random_follows_the_key_and_is_fixed_without_one(filled: Any) -> None:
     objective, config, batch = CASES["masked"]
     model = config.make()

@@ -2,7 +2,6 @@
 
 from transformer_jax.analysis.costs import Complexity, Cost, Growth, Peak, complexity, costs, crossings, peak
 from transformer_jax.analysis.draw import brief, draw
-from transformer_jax.analysis.examples import example_batch, example_inputs
 from transformer_jax.analysis.flops import flops
 from transformer_jax.analysis.memory import activation_bytes, peak_bytes
 from transformer_jax.analysis.parts import Part, part_of, parts
@@ -12,5 +11,5 @@ from transformer_jax.analysis.sizes import CacheBytes, cache_bytes, parameters
 
 __all__ = [
     "CacheBytes", "Complexity", "Cost", "Growth", "Part", "Peak", "activation_bytes", "brief", "cache_bytes", "complexity", "costs", "crossings", "describe",
-    "draw", "example_batch", "example_inputs", "flops", "parameters", "part_of", "parts", "peak", "peak_bytes", "plot_flops",
+    "draw", "flops", "parameters", "part_of", "parts", "peak", "peak_bytes", "plot_flops",
 ]  # fmt: skip

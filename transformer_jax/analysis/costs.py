@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 import jax
 
-from transformer_jax.analysis.examples import example_batch, example_inputs
 from transformer_jax.analysis.flops import flops
 from transformer_jax.analysis.jaxprs import Path
 from transformer_jax.analysis.memory import activation_bytes, peak_bytes
@@ -50,7 +49,7 @@ def costs(model: Any, *, batch: int, length: int, objective: Objective = NextTok
     """
     plain = model.clone(backend="reference")
     found = {
-        "parameters": parameters(model, *example_inputs(model, batch, length)),
+        "parameters": parameters(model, *model.config.example()),
         "forward": flops(*_forward(plain, batch, length)),
         "training": flops(*_gradients(plain, batch, length, objective)),
         "kept": activation_bytes(*_loss(model, batch, length, objective)),
@@ -153,7 +152,7 @@ _Call: TypeAlias = tuple[Any, ...]  # a function and its arguments
 
 
 def _forward(model: Any, batch: int, length: int) -> _Call:
-    inputs = example_inputs(model, batch, length)
+    inputs = jax.eval_shape(lambda: model.config.example(batch, length))
     return model.apply, jax.eval_shape(model.init, jax.random.key(0), *inputs), *inputs
 
 
@@ -164,7 +163,7 @@ def _loss(model: Any, batch: int, length: int, objective: Objective) -> _Call:
     def loss(variables: Any, batch: Any, key: Any) -> Any:
         return objective(training, variables, batch, {"dropout": key}).total
 
-    return loss, variables, example_batch(model, batch, length), jax.eval_shape(jax.random.key, 0)
+    return loss, variables, jax.eval_shape(lambda: objective.example(batch, length)), jax.eval_shape(jax.random.key, 0)
 
 
 def _gradients(model: Any, batch: int, length: int, objective: Objective) -> _Call:

@@ -29,7 +29,7 @@ class CacheBytes:
     """Of one sequence.
 
     Attributes:
-        per_token: bytes that a longer cache takes for each token.
+        per_token: bytes that a longer cache takes for each token, and for each of the source's where there is one.
         fixed: bytes whatever its length.
     """
 
@@ -45,7 +45,7 @@ def cache_bytes(model: Any) -> dict[str, CacheBytes]:
     if not hasattr(model, "init_cache"):
         return {}
     longest = model.config.max_length
-    shorter, longer = (_by_name(jax.eval_shape(lambda n=n: model.init_cache(1, n))) for n in (longest - 1, longest))
+    shorter, longer = (_by_name(jax.eval_shape(lambda n=n: model.init_cache(1, n, n if hasattr(model, "encode") else 0))) for n in (longest - 1, longest))
     return {name: CacheBytes(n - shorter[name], longest * shorter[name] - (longest - 1) * n) for name, n in longer.items()}
 
 

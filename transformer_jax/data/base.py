@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import grain
+import numpy as np
 
 from transformer_jax.config import Config
 from transformer_jax.tokenize import Vocabulary
@@ -20,6 +21,7 @@ class Prepared:
         summary: one line on how much there is of what.
         digest: changes whenever the data does.
         labels: names of the classes, by id, where there are any.
+        bytes_per_token: UTF-8 bytes for which a held-out token stands, on average; 0 where that means nothing.
     """
 
     vocabulary: Vocabulary
@@ -28,6 +30,7 @@ class Prepared:
     summary: str
     digest: str
     labels: tuple[str, ...] = ()
+    bytes_per_token: float = 0.0
 
 
 class Data(Config, ABC):
@@ -61,6 +64,12 @@ def batches(dataset: grain.MapDataset, *, batch: int, seed: int) -> grain.Datase
         raise ValueError(f"batch: expected at least 1, received {batch}")
     steps = dataset.shuffle(seed=seed).repeat().batch(batch)
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def bytes_per_token(vocabulary: Vocabulary, tokens: np.ndarray, most: int = 2**17) -> float:
+    """UTF-8 bytes for which one of the first `most` tokens stands on average."""
+    some = tokens[:most]
+    return sum(map(len, vocabulary.utf8(some.tolist()))) / len(some)
 
 
 def check_held_out(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from transformer_jax.data.base import Data, Prepared, check_context, check_held_out
+from transformer_jax.data.base import Data, Prepared, bytes_per_token, check_context, check_held_out
 from transformer_jax.data.files import read_blocks
 from transformer_jax.data.token_file import Tokens, cached_tokens, split
 from transformer_jax.tokenize import Characters, Tokenizer
@@ -61,11 +61,12 @@ class Text(Data):
             )
         return Prepared(
             vocabulary=vocabulary,
-            train=_Windows(train, context, stride=1),
-            held_out=_Windows(held_out, context, stride=context),
+            train=Windows(train, context, stride=1),
+            held_out=Windows(held_out, context, stride=context),
             summary=f"{characters:,} characters, {len(train) + len(held_out):,} tokens ({len(train):,} to train on, {len(held_out):,} held out), "
             f"vocabulary of {vocabulary.vocab_size:,}",
             digest=digest,
+            bytes_per_token=bytes_per_token(vocabulary, held_out),
         )
 
     def _blocks(self) -> Iterator[str]:
@@ -81,7 +82,7 @@ class Text(Data):
         return Tokens(vocabulary, vocabulary.encode(text[:cut]), vocabulary.encode(text[cut:]), len(text), digest)
 
 
-class _Windows(grain.MapDataset):
+class Windows(grain.MapDataset):
     """`{"tokens": tokens[i * stride : i * stride + context + 1]}` for each i at which the window is full.
 
     A dataset rather than a source under `grain.MapDataset.source`, whose bookkeeping takes 9 µs an element, more than all the rest of a batch.
@@ -89,17 +90,17 @@ class _Windows(grain.MapDataset):
 
     def __init__(self, tokens: np.ndarray, context: int, stride: int) -> None:
         super().__init__()
-        self._tokens, self._context, self._stride = tokens, context, stride
-        self._tokens.setflags(write=False)  # elements are views, but of tokens that a file holds in 16 bits
+        self.tokens, self._context, self._stride = tokens, context, stride
+        self.tokens.setflags(write=False)  # elements are views, but of tokens that a file holds in 16 bits
 
     def __len__(self) -> int:
-        return (len(self._tokens) - 1 - self._context) // self._stride + 1
+        return (len(self.tokens) - 1 - self._context) // self._stride + 1
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         start = index % len(self) * self._stride
-        return {"tokens": self._tokens[start : start + self._context + 1].astype(np.int32, copy=False)}
+        return {"tokens": self.tokens[start : start + self._context + 1].astype(np.int32, copy=False)}
 
 
 def _python_help() -> str:

@@ -133,7 +133,8 @@ class GroupModule(nn.Module):
                 split_rngs={"params": not c.share, "dropout": True},
                 in_axes=(nn.broadcast, 0),
                 length=c.repeat,
-                unroll=min(build.unroll or c.repeat, c.repeat),
+                # Unrolled, XLA would find what is computed again and keep it after all.
+                unroll=min(build.unroll or c.repeat, c.repeat) if c.remat == "nothing" else 1,
             )
             return scanned(c, build)
         return body(c, build) if c.share else [body(c, build) for _ in range(c.repeat)]

@@ -17,6 +17,7 @@ class Run(Config):
 
     Attributes:
         folder: where the run's files go.
+        start: a run whose last parameters are the first of this one, where names and shapes are the same (a head for something else is new).
         steps: of training.
         batch: examples to a step.
         accumulate: a batch is taken in so many parts, whose gradients are summed.
@@ -36,6 +37,7 @@ class Run(Config):
     _: KW_ONLY
     steps: int
     batch: int
+    start: str = ""
     accumulate: int = 1
     seed: int = 0
     steps_per_call: int = 10

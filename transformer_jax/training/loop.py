@@ -83,9 +83,12 @@ def train(experiment: Experiment, *, resume: bool = False, command: list[str] | 
     print(f"\n{sample}\n")
     rows = MetricsFile(folder / "metrics.jsonl", experiment.run.steps).rows
     plot_loss(rows, folder / "loss.png")
-    about |= {"steps": int(state.step), **{name: rows[-1][name] for name in ("held_out_loss", "held_out_accuracy")}, "seconds": round(time.time() - started, 1)}
+    reached = {name: value for name, value in rows[-1].items() if name.startswith("held_out")}
+    about |= {"steps": int(state.step), **reached, "seconds": round(time.time() - started, 1)}
     write_whole(folder / "run.json", json.dumps(about, indent=2) + "\n")
-    print(f"{folder}: held-out loss {about['held_out_loss']:.4f} nats per label, accuracy {about['held_out_accuracy']:.4f}, {about['seconds']:.0f} s")
+    what = {"held_out_loss": "loss {:.4f} nats", "held_out_accuracy": "accuracy {:.2%}", "held_out_bits_per_byte": "{:.4f} bits per byte"}
+    said = ", ".join(what[name].format(value) for name, value in reached.items() if name in what)
+    print(f"{folder}: held out: {said}; {about['seconds']:.0f} s")
     return folder
 
 
@@ -108,11 +111,19 @@ def load_run(folder: Path) -> tuple[Any, Any, Vocabulary]:
     Raises:
         RunError: no run is there, or it has no checkpoint yet. CheckpointError: the last one cannot be read.
     """
+    params, vocabulary = _trained(folder)
+    experiment = read_experiment(folder / "config.json")
+    model = experiment.model.make(precision=experiment.run.precision, backend=experiment.run.backend)
+    return *unstacked(model, {"params": params}), vocabulary
+
+
+def _trained(folder: Path) -> tuple[Any, Vocabulary]:
+    """The last parameters of a run, and its vocabulary; raises as `load_run` does."""
     path = folder / "config.json"
     if not path.exists():
         raise RunError(f"{folder}: expected the folder of a run, received one without config.json" if folder.exists() else f"{folder}: there is no such folder")
     experiment = read_experiment(path)
-    model = experiment.model.make(precision=experiment.run.precision, backend=experiment.run.backend)
+    model = experiment.model.make(precision=experiment.run.precision)
     optimizer = functools.partial(experiment.optimizer.make, experiment.schedule.make(experiment.optimizer.learning_rate, experiment.run.steps))
     like = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), *experiment.model.example()))
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
@@ -125,7 +136,21 @@ def load_run(folder: Path) -> tuple[Any, Any, Vocabulary]:
     vocabulary = load_vocabulary(folder / "tokenizer.json")
     if vocabulary.vocab_size > (experiment.model.vocab_size or 0):
         raise RunError(f"{folder}/tokenizer.json: expected a vocabulary of at most {experiment.model.vocab_size}, received one of {vocabulary.vocab_size}")
-    return *unstacked(model, {"params": found[0].params}), vocabulary
+    return found[0].params, vocabulary
+
+
+def started_from(params: Any, before: Any) -> tuple[Any, list[str]]:
+    """`params` with those of `before` that have the same path and shape, and the paths of those that stay as they are."""
+    known = dict(jax.tree_util.tree_leaves_with_path(before))
+    fresh = []
+
+    def one(path: Any, mine: Any) -> Any:
+        if path in known and known[path].shape == mine.shape:
+            return known[path].astype(mine.dtype)
+        fresh.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return mine
+
+    return jax.tree_util.tree_map_with_path(one, params), fresh
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -146,6 +171,7 @@ class _Trainer:
     def __init__(self, experiment: Experiment, data: Prepared) -> None:
         run = experiment.run
         self.experiment, self.data, self.keys = experiment, data, streams(run.seed)
+        self.fresh: list[str] = []
         fields = {"precision": run.precision, "backend": run.backend, "unroll": run.unroll}
         self.model, training = experiment.model.make(**fields), experiment.model.make(**fields, training=True)
         self.rate = experiment.schedule.make(experiment.optimizer.learning_rate, run.steps)
@@ -156,7 +182,17 @@ class _Trainer:
         self.batches = batches(data.train, batch=run.batch, seed=run.seed)
 
     def initial_state(self) -> TrainState:
-        return init_state(self.model, self.optimizer, self.keys["init"], *self.experiment.model.example())
+        state = init_state(self.model, self.optimizer, self.keys["init"], *self.experiment.model.example())
+        if not (start := self.experiment.run.start):
+            return state
+        before, vocabulary = _trained(Path(start))
+        if vocabulary != self.data.vocabulary:
+            way_out = "train both on the same texts, or give the data its tokenizer: FromFile"
+            raise RunError(f"run.start: expected a run with the data's vocabulary, received {start}, which has another; {way_out}")
+        params, self.fresh = started_from(state.params, before)
+        if len(self.fresh) == len(jax.tree.leaves(params)):
+            raise RunError(f"run.start: expected a run with parameters of the same names and shapes, received {start}, which has none")
+        return state.replace(params=params)
 
     def run(self, state: TrainState, folder: Path, checkpoints: Checkpoints) -> TrainState:
         run = self.experiment.run
@@ -171,7 +207,8 @@ class _Trainer:
         seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, model.max_length)))
         with Progress(run.steps, at, tokens_per_step=seen) as progress:
             progress.line(self.data.summary)
-            progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters, {folder}")
+            fresh = f", from {run.start} but for {', '.join(self.fresh) or 'none'}" if run.start else ""
+            progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters{fresh}, {folder}")
             for count in self._calls(at):
                 state, rows = self._call(state, at, count, metrics, checkpoints)
                 at += count
@@ -181,6 +218,8 @@ class _Trainer:
                         metrics.append(rows)
                         raise RunError(f"step {at}: expected a finite loss, received a held-out loss of {loss}; {_way_out(checkpoints)}")
                     rows[-1] |= {"held_out_loss": loss, "held_out_accuracy": accuracy}
+                    if self.data.bytes_per_token:
+                        rows[-1]["held_out_bits_per_byte"] = loss / math.log(2) / self.data.bytes_per_token
                 metrics.append(rows)
                 progress.update(rows)
                 if at % run.checkpoint_every == 0 or at == run.steps:

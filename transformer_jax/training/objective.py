@@ -79,6 +79,10 @@ class Objective(Config):
         """A batch as a task: a pure function of the batch and a key."""
         raise NotImplementedError(f"{type(self).__name__} must define task(model, batch, key)")
 
+    def example(self, batch: int, length: int) -> Batch:
+        """A batch as `task` takes it, of `length` tokens to a sequence, all 0."""
+        return {"tokens": jnp.zeros((batch, length), jnp.int32)}
+
     def sample(self, model: Any, variables: Any, data: Prepared, asked: Asked) -> str:
         """What a trained model makes of a prompt, or of a few held-out examples, as text to look at. `model` is unstacked."""
         return ""
@@ -105,6 +109,9 @@ class NextToken(Objective):
 
     A batch holds "tokens" `[B, T + 1]`, and may hold "segment_ids" and "positions" of the same shape.
     """
+
+    def example(self, batch: int, length: int) -> Batch:
+        return super().example(batch, length + 1)
 
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
         tokens = batch["tokens"]
@@ -190,15 +197,20 @@ class CorruptedSpans(Objective):
 class SourceToTarget(Objective):
     """A target given its source, for an encoder-decoder. Fields: `Objective`'s.
 
-    A batch holds "source" `[B, S]` and "target" `[B, T]`. The last token of the model's vocabulary ends a target, and begins it.
+    A batch holds "source" `[B, S]` and "target" `[B, T]`. The last token of the model's vocabulary ends a target, and begins it. Without a source there is
+    nothing to predict.
     """
 
     extra_tokens: ClassVar[int] = 1
 
+    def example(self, batch: int, length: int) -> Batch:
+        return {"source": jnp.zeros((batch, length), jnp.int32), "target": jnp.zeros((batch, length - 1), jnp.int32)}
+
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
         end, target = _vocab_size(model) - 1, batch["target"]
         length = (target >= 0).sum(-1, keepdims=True)
-        target = jnp.where(jnp.arange(target.shape[1] + 1) == length, end, jnp.pad(target, ((0, 0), (0, 1)), constant_values=-1))
+        there = (batch["source"] >= 0).any(-1, keepdims=True)  # a row that is all padding has nothing to end
+        target = jnp.where((jnp.arange(target.shape[1] + 1) == length) & there, end, jnp.pad(target, ((0, 0), (0, 1)), constant_values=-1))
         return _source_to_target(batch["source"], target[:, : model.max_length], begin=end)
 
     def sample(self, model: Any, variables: Any, data: Prepared, asked: Asked) -> str:
@@ -218,6 +230,9 @@ class SequenceLabels(Objective):
 
     extra_tokens: ClassVar[int] = MaskedTokens.extra_tokens
 
+    def example(self, batch: int, length: int) -> Batch:
+        return {**super().example(batch, length), "label": jnp.zeros((batch,), jnp.int32)}
+
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
         return Task((batch["tokens"],), batch["label"], {"valid": batch["tokens"] >= 0})
 
@@ -235,6 +250,9 @@ class TokenLabels(Objective):
     """The class of each token. A batch holds "tokens" and "labels" `[B, T]`. Fields: `Objective`'s. Of its extra token see `SequenceLabels`."""
 
     extra_tokens: ClassVar[int] = MaskedTokens.extra_tokens
+
+    def example(self, batch: int, length: int) -> Batch:
+        return {name: jnp.zeros((batch, length), jnp.int32) for name in ("tokens", "labels")}
 
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
         return Task((batch["tokens"],), batch["labels"], {"valid": batch["tokens"] >= 0})
