@@ -53,7 +53,7 @@ def check(function: TileFunction, *leading: Any, kind: str, expected: Any) -> No
 
 def _traced(function: TileFunction, tile: tuple[int, ...], leading: tuple[Any, ...], who: str) -> Any:
     def aval(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(tuple(m if n > 1 else 1 for n, m in zip(shape, tile)) + tuple(shape[len(AXES) :]), dtype)
+        return jax.ShapeDtypeStruct(tuple(1 if isinstance(n, int) and n < 2 else m for n, m in zip(shape, tile)) + tuple(shape[len(AXES) :]), dtype)
 
     arrays = {name: aval(np.shape(a), jnp.result_type(a)) for name, a in function.named.items()}
     shapes = (2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (1, 1, 2, 1), (1, 1, 1, 2)

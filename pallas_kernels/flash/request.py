@@ -75,6 +75,13 @@ class Request:
         return {"B": B, "T": T, "S": S, "N": N, "K": K, "H": H, "Hv": Hv, "G": N // K}
 
     @property
+    def without_tiles(self) -> str | None:
+        """Why the arrays cannot be cut into tiles, or None."""
+        if not all(isinstance(n, int) for n in self.sizes.values()):
+            return "needs sizes that are known when the program is made, not the symbols of jax.export"
+        return "takes no empty arrays" if min(self.sizes.values()) == 0 else None
+
+    @property
     def accumulator(self) -> Any:
         """The dtype of scores, softmax and lse: float32, float64 if the inputs are."""
         return accumulator(self.q.dtype)
@@ -111,6 +118,11 @@ def with_float_arrays(score: tuple[Score, ...], arrays: list[Any]) -> tuple[Scor
     return jax.tree.map(lambda a: next(given) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, score)
 
 
+def _numbers(n: Any) -> Any:
+    """0 to n - 1; n is no int where jax.export leaves the batch open."""
+    return np.arange(n, dtype=np.int32) if isinstance(n, int) else jnp.arange(n, dtype=jnp.int32)
+
+
 def make_request(
     q: Any, k: Any, v: Any, mask: Any, score: Any, scale: float | None, sinks: Any, dropout: Dropout | None, q_positions: Any, kv_positions: Any,
     tile: tuple[int, int] | None = None,
@@ -144,7 +156,7 @@ def make_request(
         dropout=_dropout(dropout, q.shape[2]),
         q_positions=_positions("q_positions", q_positions, q.shape[0], q.shape[1]),
         kv_positions=_positions("kv_positions", kv_positions, k.shape[0], k.shape[1]),
-        batches=np.arange(q.shape[0], dtype=np.int32).reshape(-1, 1, 1, 1),
+        batches=_numbers(q.shape[0]).reshape(-1, 1, 1, 1),
         heads=np.arange(q.shape[2], dtype=np.int32).reshape(1, -1, 1, 1),
         scale=_scale(scale, q.shape[-1]),
         tile=_tile(tile),

@@ -19,8 +19,8 @@ from pallas_kernels.flash.tiles import sink_gradients
 
 
 def supports(request: Request) -> str | None:
-    if min(request.sizes.values()) == 0:
-        return "takes no empty arrays"
+    if request.without_tiles:
+        return request.without_tiles
     if request.q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"takes float32 and bfloat16, received {request.q.dtype}"
     return misfit(request)
