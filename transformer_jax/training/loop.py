@@ -21,6 +21,7 @@ from transformer_jax.tokenize import load as load_vocabulary
 from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
 from transformer_jax.training.experiment import Experiment
 from transformer_jax.training.files import MetricsFile, free_folder, note, write_whole
+from transformer_jax.training.held_out import added_up, in_order
 from transformer_jax.training.objective import Asked
 from transformer_jax.training.plot import plot_loss
 from transformer_jax.training.progress import Progress
@@ -253,16 +254,9 @@ class _Trainer:
 
     def held_out(self, params: Any) -> tuple[float, float]:
         """Nats per label, and the share of labels that are the likeliest, over all that is held out."""
-        examples, batch = self.data.held_out, self.experiment.run.batch * 8
-        total = correct = weight = 0.0
-        for start in range(0, len(examples), batch):
-            rows = [examples[n] for n in range(start, min(start + batch, len(examples)))]
-            # A last batch that is not full is filled with tokens that are ignored: one shape, one program.
-            empty = jax.tree.map(lambda a: np.full_like(a, -1), rows[0])
-            rows += [empty] * (batch - len(rows) if start else 0)
-            sums = self.evaluate_batch(params, jax.tree.map(lambda *a: np.stack(a), *rows))
-            total, correct, weight = total + float(sums.nll), correct + float(sums.correct), weight + float(sums.weight)
-        return total / weight, correct / weight
+        held_out = in_order(self.data.held_out, self.experiment.run.batch * 8)
+        sums = added_up(self.evaluate_batch(params, batch) for batch in held_out)
+        return sums.loss, sums.accuracy
 
     def sample(self, state: TrainState) -> str:
         run = self.experiment.run

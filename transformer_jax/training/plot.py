@@ -26,6 +26,11 @@ def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
+    save_whole(figure, path)
+
+
+def save_whole(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG aside and renames it, so that nobody sees half of it."""
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=120, format="png")
     aside.replace(path)
