@@ -1,6 +1,5 @@
 """Continues a text with a trained model: `python scripts/sample.py runs/char_lm --prompt "The import statement"`."""
 
-import sys
 from pathlib import Path
 
 
@@ -48,16 +47,6 @@ def main(
 
 
 if __name__ == "__main__":
-    import tyro
+    from transformer_jax.training.script import run_script
 
-    from transformer_jax.command_line import extract_imports
-    from transformer_jax.training import CheckpointError, RunError
-    from transformer_jax.training.checkpoint import exit_at_once
-
-    arguments = extract_imports(sys.argv[1:], prog="sample.py")
-    try:
-        tyro.cli(main, prog="sample.py", args=arguments)
-    except CheckpointError as error:
-        exit_at_once(f"sample.py: error: {error}")
-    except (ValueError, OSError, RunError) as error:
-        sys.exit(f"sample.py: error: {error}")
+    run_script(main, prog="sample.py")
