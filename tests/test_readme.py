@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = FENCED.findall((ROOT / "README.md").read_text())
 OTHERS = FENCED.findall((ROOT / "pallas_kernels" / "README.md").read_text())
-PYTHON = [text for kind, text in BLOCKS + OTHERS if kind == "python"]
+PYTHON = [text for kind, text in BLOCKS + OTHERS if kind == "python" and "runs/" not in text]
+OF_A_RUN = [text for kind, text in BLOCKS if kind == "python" and "runs/" in text]
 COMMANDS = [line[line.rfind("&& ") + 3 if "&& " in line else 0 :] for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 
@@ -40,6 +41,9 @@ def test_commands_run_in_the_order_given(tmp_path: Path) -> None:
         if words[0] == "python":
             run([sys.executable, *words[1:]], tmp_path)
     assert (tmp_path / "runs/char_lm/sample.txt").read_text()
+    assert OF_A_RUN
+    for text in OF_A_RUN:
+        run([sys.executable, "-c", text], tmp_path)
 
 
 def run(command: list[str], folder: Path) -> None:

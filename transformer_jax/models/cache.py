@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import struct
 
@@ -29,6 +30,12 @@ class Cache(struct.PyTreeNode):
     valid: Valid
     memory_valid: Valid
     layers: Any
+
+
+# So that jax.export can store a step.
+jax.export.register_pytree_node_serialization(
+    Cache, serialized_name="transformer_jax.models.Cache", serialize_auxdata=lambda aux: b"", deserialize_auxdata=lambda data: ()
+)
 
 
 def empty(stack: Stack, build: Build, batch: int, length: int, memory_length: int = 0) -> Cache:
