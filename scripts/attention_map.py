@@ -32,7 +32,9 @@ def main(run: str, /, text: str, target: str | None = None, layers: str = "", ou
     longest = model.config.max_length
     sides = [_tokens(vocabulary, "--text", text, 1, longest)]
     if hasattr(model, "encode"):
-        begin = _begin(model, Path(run))
+        objective = read_experiment(Path(run, "config.json")).objective
+        if (begin := objective.begin(model.config)) is None:
+            raise RunError(f"{run}: expected an objective with a token that begins a target, received {type(objective).__name__}, which has no `begin`")
         if target is None:
             made = translated(model, variables, sides[0][None], end=begin)[0]
             written = made[made >= 0][: longest - 1]
@@ -55,14 +57,6 @@ def _tokens(vocabulary: Vocabulary, flag: str, text: str, least: int, most: int)
         way_out = "give a part of it" if len(tokens) else "give a text"
         raise ValueError(f"{flag}: expected {least} to {most} tokens (the model's max_length is {most + 1 - least}), received {len(tokens)}; {way_out}")
     return tokens
-
-
-def _begin(model: Any, run: Path) -> int:
-    """The token that begins a target is the first of the objective's own."""
-    objective = read_experiment(run / "config.json").objective
-    if not objective.extra_tokens:
-        raise RunError(f"{run}: expected an objective with a token that begins a target, received {type(objective).__name__}, which has no extra_tokens")
-    return int(model.config.vocab_size - objective.extra_tokens)
 
 
 def _name(vocabulary: Vocabulary, token: int) -> str:

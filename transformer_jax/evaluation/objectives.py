@@ -130,7 +130,7 @@ def _next_token(objective: NextToken, trained: Trained, how: Evaluation) -> Find
 @evaluate.register
 def _source_to_target(objective: SourceToTarget, trained: Trained, how: Evaluation) -> Findings:
     examples, text = _examples(trained, how), functools.partial(text_of, trained.data.vocabulary)
-    end = (trained.model.config.vocab_size or 0) - 1
+    end = objective.begin(trained.model.config)
     rows: list[Any] = []
     for batch in in_order(examples, how.batch):
         made = translated(trained.model, trained.variables, batch["source"], end=end)

@@ -79,6 +79,10 @@ class Objective(Config):
         """A batch as a task: a pure function of the batch and a key."""
         raise NotImplementedError(f"{type(self).__name__} must define task(model, batch, key)")
 
+    def begin(self, model: ModelConfig) -> int | None:
+        """The token that begins what an encoder-decoder writes, and ends it; None where nothing is written so."""
+        return None
+
     def example(self, batch: int, length: int) -> Batch:
         """A batch as `task` takes it, of `length` tokens to a sequence, all 0."""
         return {"tokens": jnp.zeros((batch, length), jnp.int32)}
@@ -183,14 +187,17 @@ class CorruptedSpans(Objective):
         super().__post_init__()
         span_lengths(2, rate=self.rate, mean_span=self.mean_span)
 
+    def begin(self, model: ModelConfig) -> int:
+        return _vocab_size(model) - 101
+
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
-        tokens, last = batch["tokens"][:, : model.max_length], _vocab_size(model) - 1
+        tokens, last, end = batch["tokens"][:, : model.max_length], _vocab_size(model) - 1, self.begin(model)
         longest = span_lengths(tokens.shape[1], rate=self.rate, mean_span=self.mean_span)
         source, target = corrupt_spans(
-            key, tokens, rate=self.rate, mean_span=self.mean_span, first_sentinel=last, end_token=last - 100,
+            key, tokens, rate=self.rate, mean_span=self.mean_span, first_sentinel=last, end_token=end,
             source_length=longest[0], target_length=longest[1],
         )  # fmt: skip
-        return _source_to_target(source, target, begin=last - 100)
+        return _source_to_target(source, target, begin=end)
 
 
 @dataclass(frozen=True)
@@ -203,11 +210,14 @@ class SourceToTarget(Objective):
 
     extra_tokens: ClassVar[int] = 1
 
+    def begin(self, model: ModelConfig) -> int:
+        return _vocab_size(model) - 1
+
     def example(self, batch: int, length: int) -> Batch:
         return {"source": jnp.zeros((batch, length), jnp.int32), "target": jnp.zeros((batch, length - 1), jnp.int32)}
 
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
-        end, target = _vocab_size(model) - 1, batch["target"]
+        end, target = self.begin(model), batch["target"]
         length = (target >= 0).sum(-1, keepdims=True)
         there = (batch["source"] >= 0).any(-1, keepdims=True)  # a row that is all padding has nothing to end
         target = jnp.where((jnp.arange(target.shape[1] + 1) == length) & there, end, jnp.pad(target, ((0, 0), (0, 1)), constant_values=-1))
@@ -216,7 +226,7 @@ class SourceToTarget(Objective):
     def sample(self, model: Any, variables: Any, data: Prepared, asked: Asked) -> str:
         """Sources, what the model makes of them, and the right target where it is another."""
         batch, text = samples.first_examples(data, 8), functools.partial(samples.text_of, data.vocabulary)
-        made = samples.translated(model, variables, batch["source"], end=_vocab_size(model.config) - 1)
+        made = samples.translated(model, variables, batch["source"], end=self.begin(model.config))
         rows = [(text(source), text(m), text(target)) for source, m, target in zip(batch["source"], made, batch["target"])]
         return "\n".join(f"{source} -> {made}" + ("" if made == target else f" (right: {target})") for source, made, target in rows)
 
