@@ -57,7 +57,7 @@ def test_the_real_library_is_split_by_file_and_always_the_same() -> None:
     train, held_out = library(0.05)
     assert not {file.path for file in train} & {file.path for file in held_out}
     assert len(held_out) == round(0.05 * (len(train) + len(held_out))) > 10
-    assert not [file.path for file in train + held_out if "test/" in file.path or "site-packages" in file.path]
+    assert not [file.path for file in train + held_out if "/test/" in f"/{file.path}" or "site-packages" in file.path]
     assert library(0.05) == (train, held_out)
 
 

@@ -34,7 +34,7 @@ def test_features_and_a_step_run_elsewhere_for_any_batch(decoders: dict[str, Dec
     variables = filled(model, *model.config.example())
     (b,) = export.symbolic_shape("b")
     whole, one = (jax.ShapeDtypeStruct((b, length), jnp.int32) for length in (LENGTH, 1))
-    cache = jax.eval_shape(lambda tokens: model.init_cache(len(tokens), LENGTH), one)
+    cache = jax.eval_shape(lambda tokens: model.init_cache(tokens.shape[0], LENGTH), one)
     programs = {
         "features": export.export(jax.jit(lambda v, tokens: model.apply(v, tokens, method="features")))(variables, whole),
         "step": export.export(jax.jit(lambda v, tokens, cache: model.apply(v, tokens, cache, method="step")))(variables, one, cache),

@@ -125,8 +125,8 @@ class PythonTokens(Data):
             tokens: list[np.ndarray] = []
             labels: list[np.ndarray] = []
             for text, kind in files:
-                # A character that the training part lacks would be several tokens; it stands for no kind, so that another unknown one may stand in for it.
-                ids = vocabulary.encode("".join(c if c in known else "?" for c in text))
+                # A character that the training part lacks would be several tokens: a rare one, the last, stands in for it.
+                ids = vocabulary.encode("".join(c if c in known else vocabulary.characters[-1] for c in text))
                 tokens += [ids[n : n + context] for n in range(0, len(ids), context)]
                 labels += [kind[n : n + context] for n in range(0, len(ids), context)]
             examples.append(Examples(tokens=padded(tokens, context), labels=padded(labels, context)))
