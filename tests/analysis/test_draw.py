@@ -53,7 +53,7 @@ class Wave(Mixer):
         (LanguageModel(tied=False), "LanguageModel(tied=False)"),
         (Gated(23, activation="gelu"), "Gated(23, activation=gelu)"),
         (Attention(8, mask=Causal() & SlidingWindow(64)), "Attention(8, mask=Causal & SlidingWindow(64))"),
-        (Attention(8, mask=Causal(), score=(Alibi(), Softcap(5.0))), "Attention(8, mask=Causal, score=(Alibi, Softcap(5.0)))"),
+        (Attention(8, mask=Causal(), score=(Alibi(), Softcap(5.0))), "Attention(8, score=(Alibi, Softcap(5.0)), mask=Causal)"),
         (Attention(8, mask=~Causal() | NoMask()), "Attention(8, mask=(~Causal | NoMask))"),
         (Wave(3), "Wave(3)"),
         (Wave(3, 0.5), "Wave(3, phase=0.5)"),

@@ -25,7 +25,7 @@ def test_the_peak_is_that_of_the_compiled_program(program: Callable[..., Any], n
     assert peak_bytes(it.fn, *it.args) == pytest.approx(allotted(it.compiled), rel=0.15)
 
 
-@pytest.mark.parametrize("which", ["gpt", "remat"])
+@pytest.mark.parametrize("which", ["remat", "t5"])
 def test_the_peak_of_training_in_tiles_is_that_of_the_compiled_program(program: Callable[..., Any], which: str) -> None:
     it = program(which, "training", "blockwise")
     assert peak_bytes(it.fn, *it.args) == pytest.approx(allotted(it.compiled), rel=0.15)
@@ -91,10 +91,27 @@ def test_a_loop_keeps_each_turn_and_constants_are_not_kept() -> None:
     assert found == {("layer",): 6 * 2 * 4 * 5 * 11}  # sine and cosine
 
 
-def test_remat_keeps_the_residual_stream_alone(models: dict[str, Any]) -> None:
+def test_what_all_turns_share_counts_once_at_the_scope_that_made_it() -> None:
+    """sin(x) and its cosine are moved before the loop, where jax leaves their scope's name alone; exp's result is kept in two shapes."""
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        def turn(carry: jax.Array, _: None) -> Any:
+            with jax.named_scope("layer"):
+                return carry * jnp.sin(x), None
+
+        with jax.named_scope("stack"):
+            carry, _ = jax.lax.scan(turn, w, None, length=6)
+        with jax.named_scope("head"):
+            return (jnp.exp(carry).reshape(55) * w.reshape(55)).sum()
+
+    size = 4 * 5 * 11
+    assert activation_bytes(loss, jnp.ones((5, 11)), jnp.ones((5, 11))) == {("stack",): 6 * size, ("stack", "layer"): 2 * size, ("head",): size}
+
+
+def test_remat_keeps_the_residual_stream_alone(cases: dict[str, Any]) -> None:
     kept = {}
     for name in ("gpt", "remat"):
-        model = models[name].make()
+        model = cases[name].config.make()
         tokens = jax.ShapeDtypeStruct((2, 32), jnp.int32)
         variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
 

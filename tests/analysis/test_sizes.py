@@ -30,10 +30,10 @@ def test_a_gpt_has_12_d_squared_a_layer_and_its_norms_and_tables() -> None:
     assert found["stack", "groups_0", "layers", "sublayers_1", "layer", "up"] == 4 * L * D**2
 
 
-def test_the_count_is_that_of_the_arrays(models: dict[str, Any], filled: Callable[..., Any], name: str) -> None:
-    model = models[name].make()
-    arrays = jax.tree.leaves(filled(model, jnp.zeros((1, 3), jnp.int32)))
-    assert sum(parameters(model, TOKENS).values()) == sum(a.size for a in arrays)
+def test_the_count_is_that_of_the_arrays(cases: dict[str, Any], filled: Callable[..., Any], name: str) -> None:
+    config = cases[name].config
+    arrays = jax.tree.leaves(filled(config.make(), *config.example()))
+    assert sum(parameters(config.make(), *config.example()).values()) == sum(a.size for a in arrays)
 
 
 def test_any_linen_module_is_counted() -> None:
@@ -49,6 +49,13 @@ def test_a_cache_takes_keys_and_values_of_every_layer_for_each_token(dtype: Any,
     assert found["positions"].per_token == 4 and found["valid"].per_token == 1 and found["index"] == CacheBytes(0, fixed=4)
 
 
+def test_a_cache_grows_with_the_source_by_the_keys_and_values_of_cross_attention(cases: dict[str, Any]) -> None:
+    L, D = 3, 64
+    found = cache_bytes(cases["t5"].config.make())
+    assert found["key"] == found["value"] == CacheBytes(per_token=L * D * 4, fixed=0, per_source=L * D * 4)
+    assert found["positions"] == CacheBytes(4, 0) and found["memory_valid"] == CacheBytes(0, 0, per_source=1)
+
+
 @dataclass(frozen=True)
 class Recurrent(Mixer):
     state: int = 7
@@ -60,7 +67,7 @@ class Recurrent(Mixer):
         return {"state": jnp.zeros((batch, self.state, build.d_model))}
 
 
-def test_a_state_that_does_not_grow_is_fixed_and_what_has_no_cache_has_none() -> None:
+def test_a_state_that_does_not_grow_is_fixed_and_an_encoder_has_no_cache(cases: dict[str, Any]) -> None:
     config = DecoderOnlyConfig(29, d_model=11, max_length=13, stack=Stack((Group(3, (Residual(Recurrent()),)),)))
     assert cache_bytes(config.make())["state"] == CacheBytes(per_token=0, fixed=3 * 7 * 11 * 4)
-    assert cache_bytes(nn.Dense(3)) == {}
+    assert cache_bytes(cases["bert"].config.make()) == {}

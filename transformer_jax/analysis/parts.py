@@ -8,6 +8,7 @@ from transformer_jax.config import Config
 from transformer_jax.layers.base import Layer
 from transformer_jax.layers.embedding import Embedding
 from transformer_jax.layers.norm import Norm
+from transformer_jax.layers.scores.base import Score
 from transformer_jax.layers.stack import Group, Stack
 
 
@@ -30,7 +31,7 @@ class Part:
     @property
     def name(self) -> str:
         """`stack 0.1 Dense` is the second sublayer of the first group."""
-        numbers = ".".join(word.rpartition("_")[2] for word in self.place[1:] if word[-1].isdigit())
+        numbers = ".".join(word.rpartition("_")[2] for word in self.place[1:] if self.group and word[-1].isdigit())
         return " ".join(filter(None, [*self.place[:1], numbers, self.label]))
 
 
@@ -68,13 +69,14 @@ def part_of(config: Config, path: Path) -> Part:
 
 
 def children(config: Config) -> dict[str, Config]:
-    """The configs that one holds, by the names of their modules; of a model's, embeddings come first, then stacks, then heads."""
+    """The configs that one holds, by the names of their modules; embeddings and scores come first, then stacks, then heads."""
     found: dict[str, Config] = {}
     for field in fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
-        items = {f"{field.name}_{n}": item for n, item in enumerate(value)} if isinstance(value, tuple) else {field.name: value}
+        plural = field.name.removesuffix("s") + "s"  # the modules of a field `score` are scores_0, scores_1, ...
+        items = {f"{plural}_{n}": item for n, item in enumerate(value)} if isinstance(value, tuple) else {field.name: value}
         found |= {name: item for name, item in items.items() if isinstance(item, Config)}
-    return dict(sorted(found.items(), key=lambda item: (not isinstance(item[1], Embedding), not isinstance(item[1], Stack))))
+    return dict(sorted(found.items(), key=lambda item: (not isinstance(item[1], Embedding | Score), not isinstance(item[1], Stack))))
 
 
 def _places(config: Config, place: Path) -> Iterator[Path]:

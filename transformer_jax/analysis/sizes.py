@@ -29,24 +29,32 @@ class CacheBytes:
     """Of one sequence.
 
     Attributes:
-        per_token: bytes that a longer cache takes for each token, and for each of the source's where there is one.
-        fixed: bytes whatever its length.
+        per_token: bytes for each token that the cache has room for.
+        fixed: bytes whatever the length.
+        per_source: bytes for each token of the source, of an encoder-decoder: cross-attention's keys and values.
     """
 
     per_token: int
     fixed: int
+    per_source: int = 0
 
 
 def cache_bytes(model: Any) -> dict[str, CacheBytes]:
     """Bytes of what a model remembers of a sequence while it generates, by the names of the arrays ("key", "value", ...), all layers together.
 
-    They are those of `model.init_cache`, evaluated in shapes alone at the two longest lengths; a model without it has none.
+    They are those of `model.init_cache`, evaluated in shapes alone at the longest lengths; a model without it has none.
     """
     if not hasattr(model, "init_cache"):
         return {}
     longest = model.config.max_length
-    shorter, longer = (_by_name(jax.eval_shape(lambda n=n: model.init_cache(1, n, n if hasattr(model, "encode") else 0))) for n in (longest - 1, longest))
-    return {name: CacheBytes(n - shorter[name], longest * shorter[name] - (longest - 1) * n) for name, n in longer.items()}
+    source = longest if hasattr(model, "encode") else 0
+
+    def each(length: int, memory_length: int) -> collections.Counter[str]:
+        return _by_name(jax.eval_shape(lambda: model.init_cache(1, length, memory_length)))
+
+    whole = each(longest, source)
+    per_token, per_source = whole - each(longest - 1, source), whole - each(longest, max(source - 1, 0))
+    return {name: CacheBytes(per_token[name], n - longest * per_token[name] - source * per_source[name], per_source[name]) for name, n in whole.items()}
 
 
 def _by_name(cache: Any) -> collections.Counter[str]:
