@@ -62,7 +62,7 @@ def show(source: str, flags: list[str], options: Options) -> None:
     batch, length = options.batch or run.batch, options.length or config.max_length
     if length > config.max_length:
         raise ValueError(f"--length: expected at most {config.max_length} (the model's max_length), received {length}; raise --model.max-length too")
-    grows = complexity(config, length=length, objective=experiment.objective, precision=run.precision)
+    grows = complexity(config, length=length, precision=run.precision)
     model = config.make(precision=run.precision, backend=run.backend, unroll=run.unroll)
     print(describe(model, grows, batch=batch, length=length, objective=experiment.objective), end="")
     plot = Path(options.plot) if options.plot else file.with_name("describe.png") if file.name == "config.json" else None

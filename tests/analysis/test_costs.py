@@ -4,12 +4,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer_jax.analysis import Cost, Growth, complexity, costs, crossings, part_of, peak, plot_flops
-from transformer_jax.layers import Attention, Causal, Dense, Gated, Group, LayerNorm, Linear, Mixer, MixerModule, Residual, Stack
-from transformer_jax.models import DecoderOnlyConfig
+from transformer_jax.analysis import Cost, Growth, activation_bytes, complexity, costs, crossings, flops, part_of, peak, plot_flops
+from transformer_jax.layers import (
+    Attention,
+    Causal,
+    CrossAttention,
+    Dense,
+    Gated,
+    Group,
+    LayerNorm,
+    Linear,
+    Mixer,
+    MixerModule,
+    NoMask,
+    RelativeBias,
+    Residual,
+    Stack,
+)
+from transformer_jax.layers.mixers.attention import MultiHead
+from transformer_jax.models import DecoderOnlyConfig, EncoderDecoderConfig
+from transformer_jax.training import SourceToTarget
 
 L, D, V, T, B = 3, 20, 29, 12, 2
 
@@ -37,6 +55,19 @@ def config(*layers: Any) -> DecoderOnlyConfig:
 GPT = config(Attention(4, mask=Causal()), Dense(4 * D))
 
 
+def translator(*layers: Any, **fields: Any) -> Stack:
+    return Stack((Group(L, tuple(Residual(layer, after=LayerNorm()) for layer in layers)),), **fields)
+
+
+TRANSLATOR = EncoderDecoderConfig(
+    V,
+    d_model=D,
+    max_length=T,
+    encoder=translator(Attention(4, mask=NoMask()), Dense(4 * D), score=(RelativeBias(bidirectional=True),)),
+    decoder=translator(Attention(4, mask=Causal()), CrossAttention(4), Dense(4 * D)),
+)
+
+
 def by_name(found: Any) -> dict[str, Any]:
     return {part.name: cost for part, cost in found.items()}
 
@@ -55,6 +86,50 @@ def test_a_gpt_by_hand() -> None:
     assert all(cost.training == 3 * cost.forward for cost in found.values())
     assert found["stack 0.1 Dense"].kept == L * tokens * 4 * (D + 4 * D + 4 * D)  # its input, GELU's slope and GELU itself
     assert sum(found.values(), Cost()).parameters == 12 * L * D**2 + 2 * D * (2 * L + 1) + V * D
+
+
+def test_a_translator_by_hand() -> None:
+    """Source and target of T tokens: three attentions a layer, of which one makes its keys and values from the source."""
+    found = by_name(costs(TRANSLATOR.make(backend="reference"), batch=B, length=T, objective=SourceToTarget()))
+    assert list(found) == [
+        "source_embedding Embedding", "target_embedding Embedding", "encoder RelativeBias", "encoder 0.0 Attention", "encoder 0 norms", "encoder 0.1 Dense",
+        "decoder 0.0 Attention", "decoder 0 norms", "decoder 0.1 CrossAttention", "decoder 0.2 Dense", "head LanguageModel",
+    ]  # fmt: skip
+    assert found["encoder RelativeBias"] == Cost(parameters=4 * 32)
+    assert found["head LanguageModel"].kept < B * T * 4 * (V + 9)  # the masks of padding, which all layers share, are attention's
+    for attention in ("encoder 0.0 Attention", "decoder 0.0 Attention", "decoder 0.1 CrossAttention"):
+        assert (found[attention].parameters, found[attention].forward) == (L * 4 * D**2, B * T * L * (8 * D**2 + 4 * T * D))
+    assert all(cost.training == 3 * cost.forward for cost in found.values())
+    grows = complexity(TRANSLATOR, length=T)
+    assert by_name(grows)["decoder 0.1 CrossAttention"].compute == Growth(linear=L * 8 * D**2, square=L * 4 * D)
+    assert crossings(grows) == {"the MLPs": 32 * D / 12, "all other products of the layers": 56 * D / 12}
+
+
+def test_parts_sum_to_the_whole(cases: dict[str, Any], name: str) -> None:
+    config, objective = cases[name]
+    model = config.make(backend="reference")
+    variables, batch = jax.eval_shape(lambda: (model.init(jax.random.key(0), *config.example()), objective.example(B, T)))
+
+    def loss(variables: Any, batch: Any) -> Any:
+        return objective(model, variables, batch).total
+
+    found = sum(costs(model, batch=B, length=T, objective=objective).values(), Cost())
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert found.forward == sum(flops(loss, variables, batch).values())
+    assert found.training == sum(flops(jax.grad(loss), variables, batch).values())
+    assert found.kept == sum(activation_bytes(loss, variables, batch).values())
+
+
+def test_what_is_squared_is_attention_and_nothing_shrinks(cases: dict[str, Any], name: str) -> None:
+    for part, grow in complexity(cases[name].config, length=T).items():
+        assert all(n >= 0 for growth in vars(grow).values() for n in vars(growth).values())
+        squared = isinstance(part.config, MultiHead)
+        assert (grow.compute.square > 0, grow.plain.square > 0, grow.tiled.square > 0) == (squared, squared and name != "remat", False)
+
+
+def test_what_is_done_once_to_a_sequence_is_fixed(cases: dict[str, Any]) -> None:
+    head = by_name(complexity(cases["albert"].config, length=T))["head SequenceClassifier"]
+    assert head.compute == Growth(linear=0, square=0, fixed=2 * 64**2 + 2 * 64 * 7)
 
 
 def test_remat_of_everything_costs_a_forward_pass_more_but_for_the_last_product_of_each_sublayer() -> None:

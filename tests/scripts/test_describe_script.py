@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = Path("runs") / "tiny"
 
 MIXER = '''
@@ -49,6 +50,19 @@ def test_a_recipe_is_described_without_its_data_and_flags_change_it(inside: Call
     assert not list(Path().rglob("*.png")) and not Path("runs").exists()
     assert "256 is assumed" in inside("describe.py", "tiny_lm.py", "--plot", "flops.png").out
     assert Path("flops.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("recipe", "texts"),
+    [
+        ("token_types.py", ("classes: 8 are assumed", "head: TokenClassifier(num_labels=8)", "No cache\n", "MLPs at T = 96\n")),
+        ("dates.py", ("decoder 0.1 CrossAttention", "per source token", "S x T is T^2\n", "MLPs at T = 85\n")),
+    ],
+)
+def test_models_of_other_shapes_are_described(inside: Callable[..., Any], recipe: str, texts: tuple[str, ...]) -> None:
+    done = inside("describe.py", str(SCRIPTS.with_name("configs") / recipe), "--d-model", "32", "--batch", "3", "--length", "7")
+    assert (done.code, done.err) == (0, "") and "3 sequences of 7 tokens" in done.out and all(text in done.out for text in texts)
 
 
 @pytest.mark.parametrize("given", ["folder", "config.json"])

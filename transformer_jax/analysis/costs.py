@@ -22,7 +22,7 @@ class Cost:
 
     Attributes:
         parameters: how many.
-        forward: FLOPs of its matrix products in the forward pass.
+        forward: FLOPs of its matrix products in the forward pass, loss included.
         training: the same in a training step: forward, backward, and what remat computes again.
         kept: bytes kept for the backward pass.
     """
@@ -44,13 +44,13 @@ def costs(model: Any, *, batch: int, length: int, objective: Objective = NextTok
     Args:
         model: of `config.make(...)`.
         batch: sequences.
-        length: tokens of each, at most the config's max_length.
+        length: tokens of each, as `objective.example` takes them, at most the config's max_length.
         objective: what is minimised in training.
     """
     plain = model.clone(backend="reference")
     found = {
         "parameters": parameters(model, *model.config.example()),
-        "forward": flops(*_forward(plain, batch, length)),
+        "forward": flops(*_loss(plain, batch, length, objective)),
         "training": flops(*_gradients(plain, batch, length, objective)),
         "kept": activation_bytes(*_loss(model, batch, length, objective)),
     }
@@ -86,13 +86,14 @@ def peak(model: Any, *, batch: int, length: int, objective: Objective = NextToke
 
 @dataclass(frozen=True)
 class Growth:
-    """linear * T + square * T^2, of a sequence of T tokens."""
+    """fixed + linear * T + square * T^2, of a sequence of T tokens, or of a source and a target of T tokens each."""
 
     linear: float
     square: float
+    fixed: float = 0
 
     def __add__(self, other: "Growth") -> "Growth":
-        return Growth(self.linear + other.linear, self.square + other.square)
+        return Growth(self.linear + other.linear, self.square + other.square, self.fixed + other.fixed)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Complexity:
 
     Attributes:
         compute: FLOPs of the forward pass.
-        plain: bytes kept where attention holds all scores, as on `reference`.
-        tiled: bytes kept where it works in tiles, as on `blockwise` and the kernels (Dao et al., arXiv:2205.14135, theorem 1).
+        plain: bytes kept for the backward pass, the loss's apart, where attention holds all scores, as on `reference`.
+        tiled: the same where it works in tiles, as on `blockwise` and the kernels (Dao et al., arXiv:2205.14135, theorem 1).
     """
 
     compute: Growth
@@ -113,24 +114,25 @@ class Complexity:
         return Complexity(self.compute + other.compute, self.plain + other.plain, self.tiled + other.tiled)
 
 
-def complexity(config: Any, *, length: int, objective: Objective = NextToken(), **fields: Any) -> dict[Part, Complexity]:
-    """How the cost of each part grows with T, from its costs at `length` and twice that. What has no matrix product and keeps nothing is left out.
+def complexity(config: Any, *, length: int, **fields: Any) -> dict[Part, Complexity]:
+    """How the cost of each part grows with T, from its costs at `length`, twice and three times that. What has no product and keeps nothing is left out.
+
+    Source and target grow together, so that cross-attention's S x T scores count as T^2.
 
     Args:
         config: of a model.
         length: a number of tokens; max_length may be less.
-        objective: what is minimised in training.
         fields: of the model, such as `precision`.
     """
-    lengths = (length, 2 * length)
-    plain, tiled = (config.replace(max_length=2 * length).make(**{**fields, "backend": backend}) for backend in ("reference", "blockwise"))
+    lengths = (length, 2 * length, 3 * length)
+    plain, tiled = (config.replace(max_length=3 * length).make(**{**fields, "backend": backend}) for backend in ("reference", "blockwise"))
     compute = [_by_part(config, flops(*_forward(plain, 1, n))) for n in lengths]
-    kept = {model.backend: [_by_part(config, activation_bytes(*_loss(model, 1, n, objective))) for n in lengths] for model in (plain, tiled)}
+    kept = {model.backend: [_by_part(config, activation_bytes(*_prelogits(model, 1, n))) for n in lengths] for model in (plain, tiled)}
 
     def growth(part: Part, measured: list[collections.Counter[Part]]) -> Growth:
-        once, twice = (counts[part] for counts in measured)
-        square = (twice - 2 * once) / (2 * length**2)
-        return Growth(once / length - square * length, square)
+        once, twice, thrice = (counts[part] for counts in measured)
+        linear, square = (8 * twice - 5 * once - 3 * thrice) / (2 * length), (once - 2 * twice + thrice) / (2 * length**2)
+        return Growth(linear, square, 3 * once - 3 * twice + thrice)
 
     each = {part: Complexity(*(growth(part, measured) for measured in (compute, kept["reference"], kept["blockwise"]))) for part in parts(config)}
     nothing = Growth(0, 0)
@@ -154,6 +156,16 @@ _Call: TypeAlias = tuple[Any, ...]  # a function and its arguments
 def _forward(model: Any, batch: int, length: int) -> _Call:
     inputs = jax.eval_shape(lambda: model.config.example(batch, length))
     return model.apply, jax.eval_shape(model.init, jax.random.key(0), *inputs), *inputs
+
+
+def _prelogits(model: Any, batch: int, length: int) -> _Call:
+    _, variables, *inputs = _forward(model, batch, length)
+
+    def total(variables: Any, key: Any, *inputs: Any) -> Any:
+        x, _ = model.clone(training=True).apply(variables, *inputs, rngs={"dropout": key}, method="prelogits")
+        return x.sum()
+
+    return total, variables, jax.eval_shape(jax.random.key, 0), *inputs
 
 
 def _loss(model: Any, batch: int, length: int, objective: Objective) -> _Call:

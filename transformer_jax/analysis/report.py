@@ -7,6 +7,7 @@ from transformer_jax.analysis.costs import Complexity, Cost, Growth, costs, cros
 from transformer_jax.analysis.draw import draw
 from transformer_jax.analysis.parts import Part
 from transformer_jax.analysis.sizes import CacheBytes, cache_bytes
+from transformer_jax.layers.mixers.cross_attention import CrossAttention
 from transformer_jax.training.objective import NextToken, Objective
 
 
@@ -24,8 +25,10 @@ def describe(model: Any, grows: Mapping[Part, Complexity], *, batch: int, length
     most = peak(model, batch=batch, length=length, objective=objective)
     at_once = f"At once, beside parameters (predicted): {_bytes(most.forward)} in the forward pass, {_bytes(most.training)} in loss and gradients"
     tables = (_cost_table(each, batch, length), at_once, _cache_table(cache_bytes(model), batch, model.config.max_length), _complexity_table(grows))
-    crossing = [f"T^2 products cost as much as {name} at T = {at:,.0f}" for name, at in crossings(grows).items()]
-    return "\n\n".join([draw(model.config), *tables, "\n".join(crossing)]).rstrip() + "\n"
+    notes = [f"T^2 products cost as much as {name} at T = {at:,.0f}" for name, at in crossings(grows).items()]
+    if any(isinstance(part.config, CrossAttention) for part in grows):
+        notes.insert(0, "A sequence is a source and its target, of T tokens each, so cross-attention's S x T is T^2")
+    return "\n\n".join([draw(model.config), *tables, "\n".join(notes)]).rstrip() + "\n"
 
 
 def _cost_table(each: Mapping[Part, Cost], batch: int, length: int) -> str:
@@ -41,12 +44,14 @@ def _cache_table(each: Mapping[str, CacheBytes], batch: int, length: int) -> str
     if not each:
         return "No cache"
 
-    def row(name: str, cache: CacheBytes) -> list[str]:
-        return [name, f"{cache.per_token:,}", f"{cache.fixed:,}", _bytes(batch * (cache.fixed + length * cache.per_token))]
+    total = CacheBytes(*(sum(column) for column in zip(*(vars(cache).values() for cache in each.values()))))
 
-    total = CacheBytes(sum(c.per_token for c in each.values()), sum(c.fixed for c in each.values()))
-    header = ["cache, bytes of a sequence", "per token", "fixed", f"{batch} x {length} tokens"]
-    return _table([header, *(row(name, cache) for name, cache in each.items()), row("total", total)])
+    def row(name: str, cache: CacheBytes) -> list[str]:
+        source = [f"{cache.per_source:,}"] if total.per_source else []
+        return [name, f"{cache.per_token:,}", *source, f"{cache.fixed:,}", _bytes(batch * (cache.fixed + length * (cache.per_token + cache.per_source)))]
+
+    header = ["cache, bytes of a sequence", "per token", *(["per source token"] if total.per_source else []), "fixed", f"{batch} x {length} tokens"]
+    return _table([header, *(row(name, cache) for name, cache in each.items() if cache != CacheBytes(0, 0)), row("total", total)])
 
 
 def _complexity_table(grows: Mapping[Part, Complexity]) -> str:
@@ -62,7 +67,7 @@ def _complexity_table(grows: Mapping[Part, Complexity]) -> str:
 
 
 def _growth(growth: Growth) -> str:
-    return " + ".join(f"{_si(n)} {power}" for n, power in ((growth.square, "T^2"), (growth.linear, "T")) if n) or "0"
+    return " + ".join(f"{_si(n)}{power}" for n, power in ((growth.square, " T^2"), (growth.linear, " T"), (growth.fixed, "")) if n) or "0"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
