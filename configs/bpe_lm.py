@@ -22,7 +22,7 @@ def config(
     num_kv_heads: int = 2,
     context: int = 256,
     batch: int = 8,
-    steps: int = 1300,
+    steps: int = 1800,
     seed: int = 0,
 ) -> Experiment:
     """Rotary positions, RMSNorm, SwiGLU, grouped queries, tied embeddings.
