@@ -61,7 +61,7 @@ def _complexity_table(grows: Mapping[Part, Complexity]) -> str:
         return [name, time, f"O({' + '.join(orders) or 'T d'})", *map(_growth, (grow.compute, grow.plain, grow.tiled))]
 
     layers = [grow for part, grow in grows.items() if part.group]
-    header = ["growth with T, d = d_model", "time", "compute", "FLOPs, forward", "bytes kept, plain", "bytes kept, tiled"]
+    header = ["growth with T, loss apart", "time", "compute, d = d_model", "FLOPs, forward", "bytes kept, plain", "bytes kept, tiled"]
     rows = [row(part.name, grow) for part, grow in grows.items()]
     return _table([header, *rows, row("all layers", sum(layers[1:], layers[0]))])
 
