@@ -5,7 +5,7 @@
         python scripts/train.py configs/modules.py --seed $seed --start runs/modules_masked
         python scripts/train.py configs/modules.py --seed $seed
     done
-    python scripts/evaluate.py runs/modules
+    python scripts/evaluate.py runs/modules_started
 """
 
 from transformer_jax.data import Labelled, PythonPackages, Text
@@ -33,7 +33,7 @@ def config(
     data: tuple[str, ...] = (),
     masked: bool = False,
     start: str = "",
-    labelled: int = 20,
+    labelled: int | None = None,
     d_model: int = 128,
     num_layers: int = 3,
     num_heads: int = 4,
@@ -46,13 +46,15 @@ def config(
         data: text files for `--masked`, otherwise files of JSON lines {"text": "...", "label": "..."}; the standard library's code unless given.
         masked: whether to learn the language, from tokens behind masks.
         start: the run in which that was done.
-        labelled: passages of each package to learn the answer from.
+        labelled: passages of each package of the library to learn the answer from; 20 unless given.
         d_model: width of the residual stream.
         num_layers: pairs of attention and MLP.
         num_heads: of attention.
         context: tokens that the model sees at once.
         seed: of everything random.
     """
+    if data and labelled is not None:
+        raise ValueError(f"labelled: expected none with data of one's own, all of which is used, received {labelled}")
     attention = Residual(Attention(num_heads, mask=NoMask(), position=Rope()), pre=LayerNorm(), dropout=0.1)
     mlp = Residual(Dense(4 * d_model), pre=LayerNorm(), dropout=0.1)
     model = EncoderOnlyConfig(
@@ -75,9 +77,9 @@ def config(
         )
     return Experiment(
         model,
-        data=Labelled(data, tokenizer=tokenizer) if data else PythonPackages(tokenizer=tokenizer, labelled=labelled),
+        data=Labelled(data, tokenizer=tokenizer) if data else PythonPackages(tokenizer=tokenizer, labelled=20 if labelled is None else labelled),
         objective=SequenceLabels(),
         optimizer=AdamW(5e-4),
         schedule=WarmupCosine(20),
-        run=Run("runs/modules", start=start, steps=200, batch=40, seed=seed, evaluate_every=100),
+        run=Run("runs/modules_started" if start else "runs/modules", start=start, steps=200, batch=40, seed=seed, evaluate_every=100),
     )

@@ -54,7 +54,8 @@ def show(source: str, flags: list[str], options: Options) -> None:
     experiment, _ = load(str(file), flags, expected=Experiment, prog="describe.py")
     config, run = experiment.model, experiment.run
     if options.vocab_size or config.vocab_size is None:
-        config = config.replace(vocab_size=options.vocab_size or ASSUMED_VOCABULARY)
+        asked = getattr(getattr(experiment.data, "tokenizer", None), "vocab_size", ASSUMED_VOCABULARY) + experiment.objective.extra_tokens
+        config = config.replace(vocab_size=options.vocab_size or asked)
         print(f"vocabulary: {config.vocab_size}" + ("" if options.vocab_size else " is assumed, as the data decides; --vocab-size says otherwise"))
     if getattr(config.head, "num_labels", ASSUMED_LABELS) is None:
         config = config.filled_in(config.vocab_size, ASSUMED_LABELS)

@@ -23,7 +23,8 @@ class Options:
 def main() -> None:
     arguments = extract_imports(sys.argv[1:], prog="train.py")
     if not arguments or arguments[0].startswith("-"):
-        sys.exit("usage: train.py CONFIG [flags]; a config is a file such as configs/char_lm.py or runs/char_lm/config.json, and CONFIG --help lists its flags")
+        usage = "usage: train.py CONFIG [flags]; a config is a file such as configs/char_lm.py or runs/char_lm/config.json, and CONFIG --help lists its flags"
+        sys.exit(print(usage) if arguments[:1] in (["-h"], ["--help"]) else usage)
     experiment, options = load(arguments[0], arguments[1:], expected=Experiment, options=Options, prog="train.py")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs the tracebacks of its threads beside the error that it raises
     try:

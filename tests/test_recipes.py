@@ -10,7 +10,7 @@ import pytest
 
 from transformer_jax.analysis import costs
 from transformer_jax.config import from_json, to_json
-from transformer_jax.training import Experiment, load_run, train
+from transformer_jax.training import Experiment, RunError, load_run, train
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -87,3 +87,6 @@ def test_modules_start_from_the_masked_model(tmp_path: Path, monkeypatch: pytest
     assert words == same
     moved = jax.tree.map(lambda a, b: abs(a - b).max(), old["params"]["stack"], new["params"]["stack"])
     assert 0 < max(jax.tree.leaves(moved)) < 0.01  # one step of AdamW away
+    wrong = after.replace(model=after.model.replace(d_model=32))
+    with pytest.raises(RunError, match=r"run\.start: expected a run of which most parameters fit, received runs/modules_masked, which lacks \d+ of"):
+        train(wrong)

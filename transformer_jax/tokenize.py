@@ -92,6 +92,8 @@ class FromFile(Tokenizer):
     path: str
 
     def train(self, texts: Iterable[str]) -> "Vocabulary":
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"FromFile.path: expected the tokenizer.json of a run, received {self.path!r}, which does not exist")
         return load(self.path)
 
 

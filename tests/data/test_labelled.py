@@ -212,3 +212,11 @@ def test_a_held_out_character_that_was_not_trained_on_is_refused_with_the_line(f
     lines = [*EACH[:53], {"text": word, "labels": ["odd", "odd", "even"]}, *EACH[53:]]
     with pytest.raises(ValueError, match=rf"line 54: {ONE_EACH} 6 tokens of 3 characters '{word}'; Characters\(\) does so for characters of the training"):
         TokenLabelled((file(lines),)).prepare(CONTEXT)
+
+
+def test_one_class_alone_and_a_label_without_a_name_are_refused(file) -> None:
+    lines = [{"text": str(n), "label": "a"} for n in range(20)]
+    with pytest.raises(ValueError, match=r"Labelled\.files: expected lines of at least two classes, received 'a' alone"):
+        Labelled((file(lines),)).prepare(CONTEXT)
+    with pytest.raises(ValueError, match=r"line 21: expected .*, received label = ''"):
+        Labelled((file([*lines, {"text": "x", "label": ""}]),)).prepare(CONTEXT)

@@ -60,6 +60,10 @@ def test_with_the_longest_stride_it_is_the_objectives_loss_of_the_windows_end_to
     np.testing.assert_allclose([sums.nll, sums.correct, sums.weight], [expected.nll, expected.correct, expected.weight], rtol=1e-6)
 
 
+def test_tokens_of_a_file_without_a_sign_are_as_good(trained: tuple[Any, Any]) -> None:
+    assert sliding_loss(*trained, text(22).astype(np.uint16), stride=3, batch=4) == sliding_loss(*trained, text(22), stride=3, batch=4)
+
+
 def test_strides_out_of_range_and_too_short_a_text_are_refused(trained: tuple[Any, Any]) -> None:
     for stride in (0, -1, LENGTH + 1):
         with pytest.raises(ValueError, match=rf"stride: expected 1 to 7 tokens \(the model's max_length\), received {stride}"):

@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 from transformer_jax.command_line import import_module
 from transformer_jax.config import from_json, to_json
+from transformer_jax.layers import Gated, Group, Mixer, MixerModule, Residual, RMSNorm, Stack
 from transformer_jax.models import DecoderOnlyConfig
 from transformer_jax.precision import Precision
 
@@ -154,3 +156,26 @@ def test_one_s_own_mixer_generates_step_by_step_what_the_whole_gives(close, mine
         y, cache = step(variables, tokens[:, at : at + 1], cache)
         steps.append(y)
     close(jnp.concatenate(steps, 1), whole, times=3)
+
+
+def test_one_s_own_mixer_is_told_of_padding(close):
+    class Mean(MixerModule):
+        def __call__(self, x, context):
+            valid = jnp.ones(x.shape[:2], bool) if context.valid is None else context.valid
+            weights = valid[..., None].astype(x.dtype)
+            return jnp.cumsum(x * weights, 1) / jnp.maximum(jnp.cumsum(weights, 1), 1)
+
+    @dataclass(frozen=True)
+    class RunningMean(Mixer):
+        def make(self, build):
+            return Mean(self, build)
+
+    stack = Stack((Group(2, (Residual(RunningMean(), pre=RMSNorm()), Residual(Gated(23)))),))
+    model = DecoderOnlyConfig(V, d_model=10, max_length=16, stack=stack).make()
+    tokens = np.random.default_rng(0).integers(0, V, (2, 9)).astype("int32")
+    variables = model.init(jax.random.key(0), tokens)
+    padded, valid = np.full((2, 13), 3, "int32"), np.zeros((2, 13), bool)
+    padded[:, 4:], valid[:, 4:] = tokens, True
+    close(model.apply(variables, padded, valid=valid)[:, 4:], model.apply(variables, tokens))
+    seen = model.apply(variables, padded)[:, 4:]
+    assert abs(seen - model.apply(variables, tokens)).max() > 1e-3

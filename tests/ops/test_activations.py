@@ -17,6 +17,7 @@ FORMULAS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x * 0.5 * (1 + np.tanh(x / 2)),
     "squared_relu": lambda x: np.where(x > 0, x * x, 0),
+    "tanh": lambda x: np.sign(x) * -np.expm1(-2 * np.abs(x)) / (1 + np.exp(-2 * np.abs(x))),
 }
 PEERS = {
     "relu": lambda x: jnp.where(x > 0, x, 0),
@@ -24,8 +25,9 @@ PEERS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
     "squared_relu": lambda x: jnp.where(x > 0, x * x, 0),
+    "tanh": lambda x: 2 * jax.nn.sigmoid(2 * x) - 1,
 }
-SMOOTH = ["gelu", "gelu_tanh", "silu"]
+SMOOTH = ["gelu", "gelu_tanh", "silu", "tanh"]
 # Of the larger of |x| and 1: an activation is about as large as its argument.
 ALLOWED = {"float64": 1e-14, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 POINTS = np.concatenate([np.linspace(-13, 13, 211), [-1e4, -3e3, -89.0, -31.0, 31.0, 89.0, 3e3, 1e4]])
@@ -66,7 +68,7 @@ def test_slope_and_curvature_equal_those_of_jax_nn_far_out_too(name):
 def test_slopes_are_finite_and_settle_at_0_and_1_where_numbers_are_large(name, dtype):
     x = jnp.asarray([-3e18, -1e10, -1e4, -300.0, 300.0, 1e4, 1e10, 3e18], dtype)
     slopes = np.asarray(jax.jit(jax.vmap(jax.grad(ACTIVATIONS[name])))(x), np.float64)
-    right = 2 * np.asarray(x, np.float64)[4:] if name == "squared_relu" else np.ones(4)
+    right = 2 * np.asarray(x, np.float64)[4:] if name == "squared_relu" else np.full(4, float(name != "tanh"))
     np.testing.assert_array_equal(slopes, [0, 0, 0, 0, *right])
 
 

@@ -38,7 +38,7 @@ def test_a_run_says_how_it_goes_and_ends_with_a_sample(finished: Path, run: Call
     again = run(finished, "train.py", "tiny_lm.py", "--resume")
     assert again.code == 0 and again.err == ""
     assert (finished / TINY / "sample.txt").read_text() in again.out
-    assert f"runs/tiny: held-out loss {lines[-1]['held_out_loss']:.4f} nats per token" in again.out
+    assert f"runs/tiny: held out: loss {lines[-1]['held_out_loss']:.4f} nats, accuracy {lines[-1]['held_out_accuracy']:.2%}, " in again.out
 
 
 @pytest.mark.usefixtures("quick", "workplace")
@@ -139,7 +139,7 @@ def test_resuming_with_another_config_names_the_field_both_values_and_the_way_ou
     assert done.code == 1 and done.out == ""
     assert done.err == (
         "train.py: error: --resume: expected the config that runs/tiny was started with, received one with "
-        "run.steps: 120 -> 240; optimizer: AdamW -> Lion; leave --resume out to start anew\n"
+        "run.steps: 120 -> 240; optimizer: AdamW -> Lion; leave --resume out to start anew, or from its parameters by --run.start\n"
     )
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 

@@ -170,7 +170,7 @@ def test_resuming_with_another_config_is_refused_and_names_each_field(finished: 
     message = r"--resume: expected the config that .*tiny was started with, received one with .*optimizer\.learning_rate: 0\.02 -> 0\.05"
     with pytest.raises(RunError, match=message) as raised:
         train(other, resume=True)
-    assert "run.batch: 5 -> 7" in str(raised.value) and str(raised.value).endswith("leave --resume out to start anew")
+    assert "run.batch: 5 -> 7" in str(raised.value) and str(raised.value).endswith("or from its parameters by --run.start")
     assert (finished / "config.json").read_bytes() == before
 
 

@@ -21,6 +21,7 @@ class _WithClasses(Lines, ABC):
     classes: tuple[str, ...] = ()
 
     form: ClassVar[str]  # of a line
+    one: ClassVar[bool]  # whether a text has one label
     long: ClassVar[str]  # what happens to a text of more than `context` tokens
 
     def __post_init__(self) -> None:
@@ -80,6 +81,8 @@ class _WithClasses(Lines, ABC):
                     raise ValueError(f"{row.place}: expected a label out of {name}.classes = {labels}, {received}")
                 way_out = f"give more examples of it, or another {name}.held_out than {self.held_out}"
                 raise ValueError(f"{row.place}, which is held out: expected a label that a line to train on has, {received}; {way_out}")
+        if len(labels) < 2 and self.one:
+            raise ValueError(f"{name}.files: expected lines of at least two classes, received {labels[0]!r} alone")
         for label in labels:
             if label not in trained:
                 raise ValueError(f"{name}.classes: expected classes of lines to train on, received {label!r}, which none has; give more examples of it")
@@ -98,10 +101,11 @@ class Labelled(_WithClasses):
     """
 
     form = '{"text": "...", "label": "..."}'
+    one = True
     long = "cut at"
 
     def _labels_of(self, content: dict[str, Any]) -> Sequence[str]:
-        if not isinstance(label := content.get("label"), str):
+        if not (isinstance(label := content.get("label"), str) and label):
             raise ValueError(f"expected {self.form}, received {_shown(content, 'label')}")
         return (label,)
 
@@ -124,6 +128,7 @@ class TokenLabelled(_WithClasses):
     """
 
     form = '{"text": "...", "labels": ["...", ...]}'
+    one = False
     long = "laid in windows of"
 
     def _labels_of(self, content: dict[str, Any]) -> Sequence[str]:
@@ -150,4 +155,4 @@ class TokenLabelled(_WithClasses):
 
 
 def _shown(content: dict[str, Any], name: str) -> str:
-    return f"{name} = {reprlib.repr(content[name])}" if name in content else f"none of the name {name!r}"
+    return f"{name} = {reprlib.repr(content[name])}" if name in content else f"none of the name {name!r} among {list(content)}"

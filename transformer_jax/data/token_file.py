@@ -56,6 +56,8 @@ def cached_tokens(cache: Path, blocks: Callable[[], Iterable[str]], *, tokenizer
         OSError: the folder cannot be written; nothing is left of it then.
         ValueError: its files are not those that were written.
     """
+    if cache.exists() and not cache.is_dir():
+        raise ValueError(f"cache: expected a folder, or a name for one, received the file {str(cache)!r}")
     content, characters = hashlib.sha256(), 0
     for block in _shown(blocks(), "reading the text", None):
         content.update(block.encode())

@@ -46,7 +46,8 @@ def _windows(tokens: np.ndarray, length: int, stride: int, batch: int) -> Iterat
     counted = np.append(0, starts[:-1] + length)
     for n in range(0, len(starts), batch):
         places = starts[n : n + batch, None] + np.arange(length)
-        yield tokens[places], np.where(places >= counted[n : n + batch, None], tokens[places + 1], -1)
+        inputs, labels = (tokens[at].astype(np.int32) for at in (places, places + 1))  # a file has them in 16 bits, without a sign
+        yield inputs, np.where(places >= counted[n : n + batch, None], labels, -1)
 
 
 @partial(jax.jit, static_argnums=0)

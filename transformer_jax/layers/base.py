@@ -17,7 +17,7 @@ from transformer_jax.layers.initialization import Initialization, NormalInit, Ro
 from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.ops.linear import project
 from transformer_jax.precision import Precision
-from transformer_jax.typing import Hidden, Positions
+from transformer_jax.typing import Array, Hidden, Positions, Valid
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Context(struct.PyTreeNode):
     Attributes:
         positions: of the tokens, `[B, T]`; None for 0, 1, 2, ...
         mask: what the call itself rules out (padding, other segments), beside each layer's own mask.
+        valid: `[B, T]`, False at padding, for a mixer that looks at no mask; None where all are valid.
+        segment_ids: `[B, T]`, likewise; None for one segment.
         score: the stack's scores, for every self-attention.
         kv_positions: of the slots of a cache, `[B, S]`; None without one.
         index: the first slot to write, a scalar; None without a cache.
@@ -62,6 +64,8 @@ class Context(struct.PyTreeNode):
 
     positions: Positions | None = None
     mask: Mask | None = None
+    valid: Valid | None = None
+    segment_ids: Array | None = None
     score: tuple[Score, ...] = ()
     kv_positions: Positions | None = None
     index: jax.Array | None = None

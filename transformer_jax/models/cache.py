@@ -60,7 +60,7 @@ def advance(cache: Cache, tokens: Tokens, valid: Valid | None) -> tuple[Tokens, 
 
     fits = cache.index + T <= slots
     cache = cache.replace(positions=write(cache.positions, positions), valid=write(cache.valid, valid))
-    context = Context(positions, masks.valid(cache.valid), kv_positions=cache.positions, index=cache.index)
+    context = Context(positions, masks.valid(cache.valid), valid, kv_positions=cache.positions, index=cache.index)
     return jnp.where(valid, tokens, 0), context, cache.replace(index=cache.index + T), fits
 
 

@@ -109,7 +109,7 @@ class EncoderDecoder(Model):
         seen = None if here["valid"] is None else masks.valid(here["valid"])
         if here["segment_ids"] is not None and there["segment_ids"] is not None:
             seen = both(seen, masks.segments(there["segment_ids"], here["segment_ids"]))
-        context = Context(positions=positions, mask=mask, memory=memory, memory_mask=seen)
+        context = Context(positions, mask, there["valid"], there["segment_ids"], memory=memory, memory_mask=seen)
         x, _ = self.decoder(self._target(tokens, positions, there["token_types"]), context)
         return cast(Hidden, x)
 
@@ -121,7 +121,7 @@ class EncoderDecoder(Model):
         tokens, positions, mask = prepared(
             source, self.config.max_length, "source", positions=positions, segment_ids=segment_ids, valid=valid, mask=mask, token_types=token_types
         )  # fmt: skip
-        memory, _ = self.encoder(self.source_embedding(tokens, positions, token_types), Context(positions=positions, mask=mask))
+        memory, _ = self.encoder(self.source_embedding(tokens, positions, token_types), Context(positions, mask, valid, segment_ids))
         return cast(Hidden, memory)
 
     def init_cache(self, batch: int, max_length: int, memory_length: int = 0) -> Cache:

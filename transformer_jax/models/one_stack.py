@@ -87,5 +87,5 @@ class OneStack(Model):
         tokens, positions, mask = prepared(
             tokens, self.config.max_length, "tokens", positions=positions, segment_ids=segment_ids, valid=valid, mask=mask, token_types=token_types
         )  # fmt: skip
-        x, _ = self.stack(self.embedding(tokens, positions, token_types), Context(positions=positions, mask=mask))
+        x, _ = self.stack(self.embedding(tokens, positions, token_types), Context(positions, mask, valid, segment_ids))
         return x

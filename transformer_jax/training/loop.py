@@ -102,8 +102,8 @@ def _check_same(experiment: Experiment, folder: Path, digest: str) -> None:
     if note_before.exists() and json.loads(note_before.read_text(encoding="utf-8")).get("data") != digest:
         raise RunError(f"--resume: expected the data that {folder} was started with, received other data from the same place; leave --resume out to start anew")
     if changed := differences(read_experiment(path), experiment):
-        what = "; ".join(changed)
-        raise RunError(f"--resume: expected the config that {folder} was started with, received one with {what}; leave --resume out to start anew")
+        what, way_out = "; ".join(changed), "leave --resume out to start anew, or from its parameters by --run.start"
+        raise RunError(f"--resume: expected the config that {folder} was started with, received one with {what}; {way_out}")
 
 
 def load_run(folder: Path) -> tuple[Any, Any, Vocabulary]:
@@ -140,15 +140,15 @@ def _trained(folder: Path) -> tuple[Any, Vocabulary]:
     return found[0].params, vocabulary
 
 
-def started_from(params: Any, before: Any) -> tuple[Any, list[str]]:
-    """`params` with those of `before` that have the same path and shape, and the paths of those that stay as they are."""
+def started_from(params: Any, before: Any) -> tuple[Any, dict[str, Any]]:
+    """`params` with those of `before` that have the same path and shape, and by path those that stay as they are."""
     known = dict(jax.tree_util.tree_leaves_with_path(before))
-    fresh = []
+    fresh: dict[str, Any] = {}
 
     def one(path: Any, mine: Any) -> Any:
         if path in known and known[path].shape == mine.shape:
             return known[path].astype(mine.dtype)
-        fresh.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+        fresh[jax.tree_util.keystr(path, simple=True, separator="/")] = mine
         return mine
 
     return jax.tree_util.tree_map_with_path(one, params), fresh
@@ -172,7 +172,7 @@ class _Trainer:
     def __init__(self, experiment: Experiment, data: Prepared) -> None:
         run = experiment.run
         self.experiment, self.data, self.keys = experiment, data, streams(run.seed)
-        self.fresh: list[str] = []
+        self.fresh: dict[str, Any] = {}
         fields = {"precision": run.precision, "backend": run.backend, "unroll": run.unroll}
         self.model, training = experiment.model.make(**fields), experiment.model.make(**fields, training=True)
         self.rate = experiment.schedule.make(experiment.optimizer.learning_rate, run.steps)
@@ -191,8 +191,13 @@ class _Trainer:
             way_out = "train both on the same texts, or give the data its tokenizer: FromFile"
             raise RunError(f"run.start: expected a run with the data's vocabulary, received {start}, which has another; {way_out}")
         params, self.fresh = started_from(state.params, before)
-        if len(self.fresh) == len(jax.tree.leaves(params)):
-            raise RunError(f"run.start: expected a run with parameters of the same names and shapes, received {start}, which has none")
+        new = sum(a.size for name, a in self.fresh.items())
+        if 2 * new > sum(a.size for a in jax.tree.leaves(params)):
+            name, first = next(iter(self.fresh.items()))
+            raise RunError(
+                f"run.start: expected a run of which most parameters fit, received {start}, which lacks {len(self.fresh)} of "
+                f"{len(jax.tree.leaves(params))}, such as {name} {first.shape}; give both models the same sizes and layers"
+            )
         return state.replace(params=params)
 
     def run(self, state: TrainState, folder: Path, checkpoints: Checkpoints) -> TrainState:
@@ -208,7 +213,7 @@ class _Trainer:
         seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, model.max_length)))
         with Progress(run.steps, at, tokens_per_step=seen) as progress:
             progress.line(self.data.summary)
-            fresh = f", from {run.start} but for {', '.join(self.fresh) or 'none'}" if run.start else ""
+            fresh = f", from {run.start} but for {', '.join(self.fresh) or 'nothing'}" if run.start else ""
             progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters{fresh}, {folder}")
             for count in self._calls(at):
                 state, rows = self._call(state, at, count, metrics, checkpoints)

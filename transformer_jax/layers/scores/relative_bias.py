@@ -18,7 +18,7 @@ class RelativeBias(LearnedScore):
     Attributes:
         buckets: columns of the table.
         max_distance: all distances beyond share the last bucket.
-        bidirectional: whether keys after the query have buckets of their own.
+        bidirectional: whether keys after the query have buckets of their own, as they must in an encoder; otherwise they share that of distance 0.
     """
 
     buckets: int = 32
