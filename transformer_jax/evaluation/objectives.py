@@ -199,5 +199,5 @@ def _numbers(sums: Sums) -> dict[str, Any]:
     if not sums.weight:
         raise ValueError("limit: expected at least one label among the examples, received none; take more of them")
     if not math.isfinite(sums.loss):
-        raise ValueError(f"expected a finite loss, received {sums.loss}: an example has a token or a label that the model does not know, or the model is broken")
+        raise ValueError(f"expected a finite loss, received {sums.loss}: an example has a token or label that the model does not know, or the model is broken")
     return {"labels": int(sums.weight), "loss": sums.loss, "accuracy": sums.accuracy}
