@@ -47,7 +47,7 @@ def own_data(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     labels = folder / "labels.jsonl"
     labels.write_text("".join(json.dumps({"text": f"{n} {'even' if n % 2 == 0 else 'odd'}", "label": "ab"[n % 2]}) + "\n" for n in range(60)))
     tokens = folder / "tokens.jsonl"
-    tokens.write_text("".join(json.dumps({"text": str(n), "labels": ["digit"] * len(str(n))}) + "\n" for n in range(60)))
+    tokens.write_text("".join(json.dumps({"text": str(n), "labels": ["odd" if int(c) % 2 else "even" for c in str(n)]}) + "\n" for n in range(60)))
     return {
         "char_lm": (str(text), {}),
         "bpe_lm": (str(text), {"vocab_size": 260, "cache": str(folder / "cache")}),

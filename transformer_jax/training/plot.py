@@ -22,7 +22,7 @@ def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
     if held_out:
         x, y = zip(*held_out)
         axes.plot(x, y, "o-", color="tab:orange", markersize=4, label=f"held out, {y[-1]:.3f} at the end")
-        axes.set_ylim(bottom=0.95 * min(smooth.min(), *y), top=1.05 * max(smooth.max(), *y))
+        axes.set_ylim(bottom=0.95 * min(smooth.min(), *y), top=1.05 * max(smooth.max(), *y, 1e-6))
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=path.parent.name)
     axes.grid(alpha=0.3)
     axes.legend()
