@@ -90,8 +90,9 @@ def _moves_itself(eqn: Any) -> bool:
     shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")]
     tiles = [shape for shape in shapes if len(shape) >= axes]
     before = [v.aval.shape[:axes] for v in eqn.invars if hasattr(v.aval, "shape") and len(v.aval.shape) >= axes]
-    if name == "scan":  # goes along the first axis of what it is given
-        return any(len(v.aval.shape) >= axes for v in eqn.invars[params["num_consts"] + params["num_carry"] :])
+    if name == "scan":  # goes along the first axis of what its body sees without it
+        inner = next(_inside(eqn)).invars
+        return any(len(whole.aval.shape) >= axes and len(whole.aval.shape) > len(part.aval.shape) for whole, part in zip(eqn.invars, inner))
     if name.startswith(_MOVERS) and len(eqn.invars[0].aval.shape) == axes:  # there are no feature axes to move along
         return True
     if eqn.primitive in (lookup_p, deposit_p) or name == "broadcast_in_dim" or not tiles or next(_inside(eqn), None):
