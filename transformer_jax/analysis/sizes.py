@@ -47,14 +47,15 @@ def cache_bytes(model: Any) -> dict[str, CacheBytes]:
     if not hasattr(model, "init_cache"):
         return {}
     longest = model.config.max_length
-    source = longest if hasattr(model, "encode") else 0
+    source = (longest,) if hasattr(model, "encode") else ()
 
-    def each(length: int, memory_length: int) -> collections.Counter[str]:
-        return _by_name(jax.eval_shape(lambda: model.init_cache(1, length, memory_length)))
+    def each(*lengths: int) -> collections.Counter[str]:
+        return _by_name(jax.eval_shape(lambda: model.init_cache(1, *lengths)))
 
-    whole = each(longest, source)
-    per_token, per_source = whole - each(longest - 1, source), whole - each(longest, max(source - 1, 0))
-    return {name: CacheBytes(per_token[name], n - longest * per_token[name] - source * per_source[name], per_source[name]) for name, n in whole.items()}
+    whole = each(longest, *source)
+    per_token = whole - each(longest - 1, *source)
+    per_source = whole - each(longest, longest - 1) if source else collections.Counter[str]()
+    return {name: CacheBytes(per_token[name], n - longest * (per_token[name] + per_source[name]), per_source[name]) for name, n in whole.items()}
 
 
 def _by_name(cache: Any) -> collections.Counter[str]:

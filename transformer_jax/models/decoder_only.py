@@ -25,7 +25,7 @@ class DecoderOnly(OneStack):
 
     kind: ClassVar[type[ModelConfig]] = DecoderOnlyConfig
 
-    def init_cache(self, batch: int, max_length: int, memory_length: int = 0) -> Cache:
+    def init_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` sequences of up to `max_length` tokens; needs no parameters: `model.init_cache(2, 64)`."""
         return empty(self.config.stack, self.build(self.config.stack), batch, max_length)
 

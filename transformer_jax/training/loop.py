@@ -41,7 +41,7 @@ def streams(seed: int) -> dict[str, jax.Array]:
 
 
 def train(experiment: Experiment, *, resume: bool = False, command: list[str] | None = None) -> Path:
-    """Trains, and writes config.json, tokenizer.json, run.json, metrics.jsonl, checkpoints/, sample.txt and loss.png.
+    """Trains, and writes config.json, tokenizer.json, run.json, metrics.jsonl, checkpoints/, sample.txt and loss.png; the classes' names in labels.json.
 
     Args:
         experiment: all that the result depends on. The same one gives the same parameters again on the same machine.
