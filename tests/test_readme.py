@@ -25,6 +25,7 @@ def test_there_are_blocks_of_both_kinds_and_no_others() -> None:
     assert sum(command.startswith("python scripts/") for command in COMMANDS) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_run(text: str) -> None:
     run([sys.executable, "-c", text], ROOT)

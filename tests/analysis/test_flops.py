@@ -43,6 +43,7 @@ def products_in(hlo: str) -> int:
     return total(entry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forward", "training"])
 def test_the_count_is_that_of_the_compiled_program(program: Callable[..., Any], name: str, kind: str) -> None:
     it = program(name, kind, "reference")

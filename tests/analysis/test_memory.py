@@ -19,12 +19,14 @@ def allotted(compiled: Any) -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forward", "training"])
 def test_the_peak_is_that_of_the_compiled_program(program: Callable[..., Any], name: str, kind: str) -> None:
     it = program(name, kind, "reference")
     assert peak_bytes(it.fn, *it.args) == pytest.approx(allotted(it.compiled), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["remat", "t5"])
 def test_the_peak_of_training_in_tiles_is_that_of_the_compiled_program(program: Callable[..., Any], which: str) -> None:
     it = program(which, "training", "blockwise")

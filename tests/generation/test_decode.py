@@ -43,7 +43,7 @@ def quick() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module", params=[rotary, learned], ids=["rotary", "learned"])
+@pytest.fixture(scope="module", params=[rotary, pytest.param(learned, marks=pytest.mark.slow)], ids=["rotary", "learned"])
 def trained(request: pytest.FixtureRequest, filled: Callable[..., Any]) -> tuple[DecoderOnly, Any]:
     module = request.param()
     return module, filled(module, jnp.zeros((1, LONGEST), jnp.int32))

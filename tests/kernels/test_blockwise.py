@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import Dropout, attention, masks, scores
@@ -56,6 +56,7 @@ def same(close: Any, actual: Any, expected: Any, times: float = 2) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.data())
 def test_equals_float64_numpy(path: str, some_mask: Any, some_positions: Any, kept_by_hand: Any, oracle: Any, normal: Any, close: Any, data: Any) -> None:
     """Value, lse and every gradient, whatever the sizes, positions, mask, sinks, scores, dropout and chunks; and a second run gives the same bits."""

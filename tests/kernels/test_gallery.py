@@ -201,10 +201,11 @@ def test_a_variant_is_what_its_paper_says(name, oracle, close):
     close(np.where(some, lse, 0).astype(np.float32), np.where(some, expected.lse, 0))
 
 
-# An interpreted kernel takes its time to compile: those with an array of every kind are always run.
+# Each takes its time to compile: those with an array of every kind are always run.
 ALWAYS = {"packed", "kerple", "swin", "forgetting"}
-ON_BACKENDS = [(name, "blockwise") for name in VARIANTS]
-ON_BACKENDS += [pytest.param(name, "tpu", marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in VARIANTS]
+ON_BACKENDS = [
+    pytest.param(name, backend, marks=[] if name in ALWAYS else [pytest.mark.slow]) for backend in ("blockwise", "tpu") for name in VARIANTS
+]
 
 
 @pytest.mark.parametrize(("name", "backend"), ON_BACKENDS)

@@ -30,6 +30,7 @@ from pallas_kernels.flash import backends
 from pallas_kernels.flash.backends import reference
 from pallas_kernels.flash.request import Request
 
+pytestmark = pytest.mark.slow
 BACKENDS = ["blockwise", "reference"]
 # Sizes of the mesh, the layout of q, k and v, and the numbers of query and key heads.
 MESHES = {

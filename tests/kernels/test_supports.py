@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import attention, explain
@@ -28,6 +28,7 @@ def value_and_gradients(call: Call, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.data())
 def test_takes_or_refuses_as_explained(backend: str, close: Any, data: Any) -> None:
     call = data.draw(strategies.calls()).astype(data.draw(st.sampled_from(["float32", "float32", "bfloat16", "float16"])))

@@ -109,6 +109,7 @@ def by_extremes(name: str, positions: Any, ids: Any) -> set[tuple[int, int]]:
     return set(zip(*np.nonzero(possible[name])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", PASSES)
 @pytest.mark.parametrize("name", ["causal", "window", "segments", "a user's, with bounds"])
 @pytest.mark.parametrize("order", [np.roll(np.arange(T), 200), SHUFFLED], ids=["rolled", "shuffled"])

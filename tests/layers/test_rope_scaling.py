@@ -203,6 +203,7 @@ def decoder():
     return DecoderOnlyConfig(29, d_model=19, max_length=17, stack=stack)
 
 
+@pytest.mark.slow
 def test_a_decoder_of_all_scalings_survives_json_trains_and_decodes_as_it_reads(close, filled):
     config = from_json(to_json(decoder()), DecoderOnlyConfig)
     assert config == decoder()

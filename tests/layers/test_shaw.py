@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "reference"])
+@pytest.mark.parametrize("backend", ["blockwise", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_loops_over_queries_and_keys(close, normal, filled, case, backend):
     config, allowed = CASES[case]

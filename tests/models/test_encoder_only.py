@@ -48,7 +48,7 @@ def bert(head, **fields):
     return EncoderOnlyConfig(V, d_model=D, max_length=13, stack=Stack((Group(2, sublayers),)), embedding=embedding, head=head, **fields)
 
 
-@pytest.fixture(scope="module", params=HEADS)
+@pytest.fixture(scope="module", params=[name if name in ("masked", "first") else pytest.param(name, marks=pytest.mark.slow) for name in HEADS])
 def m(request, filled):
     model = bert(HEADS[request.param]).make()
     return request.param, model, filled(model, jnp.zeros((1, 2), jnp.int32)), jax.jit(model.apply)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import export
 
 from transformer_jax.models import DecoderOnlyConfig
@@ -29,6 +30,7 @@ out = features.call(variables, tokens), step.call(variables, tokens[:, :1], cach
 """
 
 
+@pytest.mark.slow
 def test_features_and_a_step_run_elsewhere_for_any_batch(decoders: dict[str, DecoderOnlyConfig], filled: Any, close: Any, tmp_path: Path) -> None:
     model = decoders["llama"].make()
     variables = filled(model, *model.config.example())

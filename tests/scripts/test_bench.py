@@ -1,7 +1,10 @@
 import json
 from typing import Any
 
+import pytest
 
+
+@pytest.mark.slow
 def test_attention_is_timed_and_its_memory_told(workplace: Any, inside: Any) -> None:
     done = inside("bench.py", "attention", "--shrink", "128", "--rounds", "1", "--out", "results.json")
     assert done.code == 0, done.err

@@ -33,6 +33,7 @@ class TurnedModule(MixerModule):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_a_recipe_is_described_without_its_data_and_flags_change_it(inside: Callable[..., Any]) -> None:
     Path("words.txt").unlink()
@@ -52,6 +53,7 @@ def test_a_recipe_is_described_without_its_data_and_flags_change_it(inside: Call
     assert Path("flops.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize(
     ("recipe", "texts"),
@@ -65,6 +67,7 @@ def test_models_of_other_shapes_are_described(inside: Callable[..., Any], recipe
     assert (done.code, done.err) == (0, "") and "3 sequences of 7 tokens" in done.out and all(text in done.out for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["folder", "config.json"])
 def test_a_run_is_described_and_its_plot_is_put_beside_it(finished: Path, tmp_path: Path, inside: Callable[..., Any], given: str) -> None:
     shutil.copytree(finished / TINY, tmp_path / "run")

@@ -12,6 +12,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
 TINY = Path("runs") / "tiny"
 
 TASKS = '''

@@ -64,6 +64,7 @@ def same(folder: Path, finished: Path, saved: Callable[[Path], Any]) -> None:
         assert (folder / TINY / name).read_bytes() == (finished / TINY / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_twice_once_while_saving_it_ends_as_if_unbroken(workplace: Path, finished: Path, start: Start, run: Any, saved: Any) -> None:
     kill(start(workplace, "train.py", "tiny_lm.py"), lambda: steps_done(workplace) >= 25)
     kill_while_saving(start, workplace, after=60)
@@ -109,6 +110,7 @@ runpy.run_path({str(SCRIPTS / "train.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [0, 20_000])
 def test_without_room_for_a_checkpoint_it_stops_and_goes_on_later(
     workplace: Path, finished: Path, run: Any, saved: Any, environment: dict[str, str], largest: int
@@ -150,6 +152,7 @@ def test_on_a_full_disk_it_stops_and_goes_on_later(workplace: Path, finished: Pa
         subprocess.run(["umount", "runs"], cwd=workplace, check=True)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_with_the_one_that_is_good_and_the_way_there(workplace: Path, finished: Path, run: Any, saved: Any) -> None:
     shutil.copytree(finished / "runs", workplace / "runs")
     newest = workplace / TINY / "checkpoints" / "120"

@@ -111,6 +111,7 @@ class Own(Dense):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "workplace")
 def test_a_class_of_ones_own_is_imported_by_name_in_every_script(inside: Callable[..., Any], finished: Path) -> None:
     Path("own_mlp.py").write_text(OWN)

@@ -141,6 +141,7 @@ def test_parts_of_a_batch_train_as_the_whole(finished: Path, experiment: Make, t
     assert rows(parts) != rows(finished)
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_trains_about_as_well(finished: Path, experiment: Make, tmp_path: Path) -> None:
     half = train(experiment(tmp_path / "half", sample_tokens=1, precision=Precision(compute="bfloat16")))
     assert rows(half)[-1]["held_out_loss"] == pytest.approx(rows(finished)[-1]["held_out_loss"], abs=0.02)
@@ -250,6 +251,7 @@ def test_a_run_refuses_what_it_could_not_finish(change: dict[str, Any], message:
         Experiment.__dataclass_fields__["run"].type(**{"folder": "runs/x", "steps": 1, "batch": 5, **change})
 
 
+@pytest.mark.slow
 def test_a_larger_vocabulary_than_the_datas_is_taken_and_what_is_no_text_left_out(experiment: Make, tmp_path: Path) -> None:
     bytes_ = experiment(tmp_path / "bytes", steps=1)
     folder = train(bytes_.replace(data=bytes_.data.replace(tokenizer=Bytes()), model=bytes_.model.replace(vocab_size=600)))

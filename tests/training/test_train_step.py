@@ -126,6 +126,7 @@ def test_a_batch_without_any_label_changes_no_parameter_and_gives_no_nan(start: 
     assert all(float(value) == 0 for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_however_many_steps_a_call_makes_no_bit_changes(start: Callable[..., Any]) -> None:
     module = model(dropout=0.3)
     batches, ends = tokens(10, B, T + 1), []
