@@ -88,6 +88,7 @@ def test_a_gpt_by_hand() -> None:
     assert sum(found.values(), Cost()).parameters == 12 * L * D**2 + 2 * D * (2 * L + 1) + V * D
 
 
+@pytest.mark.slow
 def test_a_translator_by_hand() -> None:
     """Source and target of T tokens: three attentions a layer, of which one makes its keys and values from the source."""
     found = by_name(costs(TRANSLATOR.make(backend="reference"), batch=B, length=T, objective=SourceToTarget()))

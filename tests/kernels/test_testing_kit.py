@@ -43,7 +43,7 @@ def test_blockwise_passes(of_gradients: bool) -> None:
 NOT_BY_REFERENCE = [name for name in CHECKS if name.startswith(("empty_rows", "order_of_keys", "rerun", "jit", "vmap"))]
 
 
-@pytest.mark.parametrize(("checks", "seeds"), [(NOT_BY_REFERENCE, 3), pytest.param(list(CHECKS), 20, marks=pytest.mark.slow)], ids=["not by itself", "all"])
+@pytest.mark.parametrize(("checks", "seeds"), [(NOT_BY_REFERENCE, 1), pytest.param(list(CHECKS), 20, marks=pytest.mark.slow)], ids=["not by itself", "all"])
 def test_reference_passes(checks: list[str], seeds: int) -> None:
     report = check_attention(reference, checks=checks, seeds=seeds)
     assert [(r.passed, r.refusals, r.failures) for r in report.results] == [(seeds, (), ())] * len(checks)
