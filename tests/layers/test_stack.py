@@ -120,6 +120,7 @@ def test_remat_changes_what_is_kept_and_nothing_in_value_and_gradient_dropout_in
     assert products["nothing"] < products.get("products", np.inf) != products["everything"] > products["nothing"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_unroll_changes_no_bit_of_value_and_gradient_dropout_included(normal, filled):
     # Where XLA optimises, gradients may differ in their last bit: it fuses a body that is not in a loop otherwise.

@@ -109,6 +109,7 @@ def test_another_seed_trains_others(finished: Path, experiment: Make, saved: Cal
     assert all(a["loss"] != b["loss"] for a, b in zip(rows(other), rows(finished)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"steps_per_call": 1}, {"steps_per_call": 99, "evaluate_every": 10, "checkpoint_every": 20}], ids=str)
 def test_how_often_there_is_news_changes_no_bit(
     finished: Path, experiment: Make, saved: Callable[..., Any], tmp_path: Path, changes: dict[str, int]
