@@ -99,7 +99,7 @@ def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
 
 @pytest.fixture
 def quick_compile() -> Iterator[None]:
-    """Compiles without XLA's optimisations, in half the time: for tests of values, not of bits or speed."""
+    """Compiles without XLA's optimisations: for tests of values, not of bits or speed."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

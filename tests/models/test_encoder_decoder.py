@@ -132,7 +132,7 @@ def test_it_is_the_model_of_2017(filled, close):
 def test_steps_of_any_sizes_equal_the_whole(m, close):
     model, variables, apply, step = m
 
-    @settings(max_examples=4)
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(cut=st.integers(1, T - 1), pad=st.integers(0, 5), seed=st.integers(0, 99), preallocated=st.booleans())
     def check(cut, pad, seed, preallocated):
         source, target = tokens_of(seed)
