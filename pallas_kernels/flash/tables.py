@@ -123,11 +123,11 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rules: Rul
     def read(v: Any) -> Any:
         return v.val if isinstance(v, jax.extend.core.Literal) else values[v]
 
-    for eqn in _needed(jaxpr):
+    for eqn in needed(jaxpr):
         inputs = [read(v) for v in eqn.invars]
         if eqn.primitive in rules:
             outputs = rules[eqn.primitive](*inputs, **eqn.params)
-        elif inner := _body(eqn):
+        elif inner := body(eqn):
             outputs = _evaluate(inner.jaxpr, inner.consts, inputs, rules)
         else:
             outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
@@ -135,7 +135,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rules: Rul
     return [read(v) for v in jaxpr.outvars]
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def needed(jaxpr: Any) -> list[Any]:
     """The equations that the results depend on: a kernel's compiler would build the others too."""
     wanted, kept = {v for v in jaxpr.outvars if not isinstance(v, jax.extend.core.Literal)}, []
     for eqn in reversed(jaxpr.eqns):
@@ -145,7 +145,7 @@ def _needed(jaxpr: Any) -> list[Any]:
     return kept[::-1]
 
 
-def _body(eqn: Any) -> Any:
+def body(eqn: Any) -> Any:
     """The program that an equation calls just once, if it is such a call; by then its own derivative rules have done their work."""
     if eqn.primitive.name not in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"):
         return None

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.flash.backends.tpu.launch import S_AXIS, T_AXIS, At, Launch, Scalars
+from pallas_kernels.flash.backends.tpu.launch import At, Launch
 from pallas_kernels.flash.backends.tpu.tile import gradients, product
 from pallas_kernels.flash.request import float_arrays
+from pallas_kernels.flash.tiled import S_AXIS, T_AXIS, Scalars
 
 Rows = tuple[jax.Array, ...]
 
@@ -44,7 +45,7 @@ def backward(launch: Launch, rows: Rows, k: jax.Array, v: jax.Array) -> tuple[ja
 
 def _over_queries(launch: Launch, rows: Rows, k: jax.Array, v: jax.Array, arrays: Any, sums: dict[int, jax.Array]) -> jax.Array:
     lists, most = launch.lists()
-    find = launch.listed(lists, launch.counts[0])
+    find = launch.found(lists, launch.counts[0])
 
     def where(scalars: Scalars, batch: Any, head: Any, row: Any, step: Any) -> At:
         return At(batch, head, row, find(scalars, batch, head, row, step)[0])
@@ -86,7 +87,7 @@ def attention_dq(
 
 def _over_keys(launch: Launch, rows: Rows, k: jax.Array, v: jax.Array, arrays: Any, sums: dict[int, jax.Array]) -> tuple[jax.Array, jax.Array]:
     lists, most = launch.lists(sideways=True)
-    find = launch.listed(lists, launch.counts[1])
+    find = launch.found(lists, launch.counts[1])
 
     def where(scalars: Scalars, batch: Any, group: Any, column: Any, step: Any) -> At:
         head = group * launch.G + step // most
@@ -167,7 +168,7 @@ def attention_da(launch: Launch, find: Any, where: Any, n: int, scalars: Scalars
 def _visit(launch: Launch, visit: Callable[[bool], None], step: Any, full: Any, count: Any) -> None:
     """Nothing is masked before `full`, and nothing is there from `count` on."""
     pl.when(step < full)(lambda: visit(False))
-    if launch.read["mask"] is not None:
+    if launch.mask is not None:
         pl.when((step >= full) & (step < count))(lambda: visit(True))
 
 

@@ -15,17 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.flash.backends.tpu.launch import At, Launch, Scalars
+from pallas_kernels.flash.backends.tpu.launch import At, Launch
 from pallas_kernels.flash.backends.tpu.rules import RULES
 from pallas_kernels.flash.backends.tpu.tile import inside, product
 from pallas_kernels.flash.tables import replayed
+from pallas_kernels.flash.tiled import Scalars
 from pallas_kernels.flash.tiles import Operands, kept, scored
 
 
 def forward(launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """o `[B, N, T, Hv]` in q's dtype and lse `[B, N, T]`, from q `[B, N, T, H]`, k `[B, K, S, H]`, v `[B, K, S, Hv]`."""
     lists, most = launch.lists()
-    find = launch.listed(lists, launch.counts[0])
+    find = launch.found(lists, launch.counts[0])
     bq, H, Hv = launch.tile[0], q.shape[-1], v.shape[-1]
 
     def where(scalars: Scalars, batch: Any, head: Any, row: Any, step: Any) -> At:
@@ -72,7 +73,7 @@ def attention_forward(launch: Launch, find: Any, scalars: Scalars, inputs: Any, 
         m[...] = highest
 
     pl.when(step < full)(lambda: visit(False))
-    if launch.read["mask"] is not None:
+    if launch.mask is not None:
         pl.when((step >= full) & (step < count))(lambda: visit(True))
 
     @pl.when(step == pl.num_programs(3) - 1)

@@ -17,15 +17,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.flash import masks
 from pallas_kernels.flash.backends.tpu.tiling import for_a_tpu, limit
 from pallas_kernels.flash.functions import Index
-from pallas_kernels.flash.lists import Visits, judge, visits
-from pallas_kernels.flash.masks import Verdict
+from pallas_kernels.flash.lists import Visits
 from pallas_kernels.flash.request import Dropout, Request
-from pallas_kernels.flash.tiles import Operands, by_group, pad
-
-T_AXIS, S_AXIS = 2, 3
+from pallas_kernels.flash.tiled import S_AXIS, T_AXIS, Scalars, Tiled
+from pallas_kernels.flash.tiles import Operands, pad
 
 
 class At(NamedTuple):
@@ -37,81 +34,29 @@ class At(NamedTuple):
     column: Any
 
 
-class Scalars(NamedTuple):
-    """What lies in scalar memory before the kernel starts, all of it int32 in one dimension."""
-
-    order: Any
-    full: Any
-    partial: Any
-    batches: Any
-    heads: Any
-    seed: Any
-
-
 Where = Callable[..., At]
 
 
-class Launch:
-    """One request cut into tiles: what the kernels share."""
+class Launch(Tiled):
+    """A request in the layout of tiles: what the kernels share."""
 
     def __init__(self, request: Request, tile: tuple[int, int]) -> None:
-        sizes = request.sizes
-        self.request, self.tile = request, tile
-        self.B, self.T, self.S, self.N, self.K, self.G = (sizes[a] for a in "BTSNKG")
-        self.counts = -(-self.T // tile[0]), -(-self.S // tile[1])
-        self.ragged = bool(self.T % tile[0]), bool(self.S % tile[1])
-        mask = request.mask
-        if self.ragged[1]:
-            inside = masks.first_keys(np.full((1, 1, 1, 1), self.S, np.int32))
-            mask = inside if mask is None else mask & inside
-        self.index = request.index()
-        self.read: dict[str, Any] = {
-            "q": None if request.q_positions is None else self.index.q,
-            "k": None if request.kv_positions is None else self.index.k,
-            "mask": mask,
-            "scores": request.score,
-        }
-        self.leaves, self.structure = jax.tree.flatten(self.read)
+        super().__init__(request, tile)
         self.arrays = [_stored(a, tile, self.counts) for a in self.leaves]
-        self.verdict = self._verdict()
 
-    def _verdict(self) -> Verdict:
-        """`[B|1, N|1, query tiles, key tiles]`."""
-        operands = by_group(Operands(self.index, self.read["mask"]), self.N)
-        verdict = static = judge(operands, (self.T, self.S), self.tile, static=True)
-        self.most = np.logical_not(static.never)
-        if any(isinstance(a, jax.Array) for a in jax.tree.leaves(operands)):
-            verdict = judge(operands, (self.T, self.S), self.tile)
-        never, always = (x[:, :, 0] for x in verdict)
-        # The last keys of a tile that reaches beyond the end are not allowed, and judge has not seen them.
-        return Verdict(never, always & (np.arange(self.counts[1]) < self.S // self.tile[1]))
-
-    def lists(self, sideways: bool = False) -> tuple[Visits, int]:
-        """For each row of tiles those to visit (sideways: for each column), and the most that any can have."""
-        verdict, most = self.verdict, self.most
-        if sideways:
-            verdict, most = Verdict(*(x.swapaxes(-1, -2) for x in verdict)), most.swapaxes(-1, -2)
-        return visits(verdict), max(1, int(most.sum(-1).max()))
-
-    def listed(self, lists: Visits, rows: int) -> Callable[..., tuple[Any, Any, Any]]:
+    def found(self, lists: Visits, rows: int) -> Callable[..., tuple[Any, Any, Any]]:
         """`(scalars, batch, head, row, step) -> (tile to visit, full, count)`: count tiles are visited, the first `full` of them without a mask.
 
         Steps beyond the last visit stay at its tile, which then is not copied again.
         """
-        b, n = lists.full.shape[:2]
-        columns = lists.order.shape[-1]
+        columns, place = lists.order.shape[-1], self.listed(lists, rows)
 
         def find(scalars: Scalars, batch: Any, head: Any, row: Any, step: Any) -> tuple[Any, Any, Any]:
-            at = ((batch if b > 1 else 0) * n + (head if n > 1 else 0)) * rows + row
+            at = place(batch, head, row)
             full, count = scalars.full[at], scalars.full[at] + scalars.partial[at]
             return scalars.order[at * columns + jnp.minimum(step, jnp.maximum(count - 1, 0))], full, count
 
         return find
-
-    def scalars(self, lists: Visits) -> Scalars:
-        dropout = self.request.dropout
-        seed = jnp.zeros(1, jnp.int32) if dropout is None else jax.lax.bitcast_convert_type(jnp.asarray(dropout.seed).reshape(1).astype(jnp.uint32), jnp.int32)
-        return Scalars(*(jnp.asarray(a).reshape(-1) for a in (*lists, self.index.batch, self.index.head, seed)))
 
     def dropout(self, scalars: Scalars) -> Dropout | None:
         """The request's, with its seed read from scalar memory."""

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash.backends.tpu.launch import At, Launch, Scalars
+from pallas_kernels.flash.backends.tpu.launch import At, Launch
 from pallas_kernels.flash.backends.tpu.rules import RULES
 from pallas_kernels.flash.tables import replayed
+from pallas_kernels.flash.tiled import Scalars
 from pallas_kernels.flash.tiles import flow_back
 
 
