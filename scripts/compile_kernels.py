@@ -1,22 +1,33 @@
-"""Compiles the kernels for TPUs that need not be here: `python scripts/compile_kernels.py` (first `pip install --no-deps libtpu`).
+"""Compiles the kernels for TPUs and GPUs that need not be here: `python scripts/compile_kernels.py --chips h100`.
 
-Every combination of chip, dtype, head dimension, length and variant is built by the chip's own compiler, forward and backward. A failure is an exit code.
-The table of what compiles in pallas_kernels/README.md is written from the results with `--readme`.
+    pip install --no-deps libtpu                                                  for v5e, v5p, v6e, tpu7x
+    pip install --no-deps jax-cuda13-plugin==V jax-cuda13-pjrt==V, V jax's        for the kernels in Pallas on h100, h200 (jax 0.11.2 or later)
+    pip install --no-deps triton jax-triton                                       for those in Triton on a100, h100, h200, b200
+
+Every combination of chip, backend, variant, dtype, head dimension and length is built by the chip's own compiler, forward and backward. A kernel that does
+not compile, spills registers or has its matrix instructions serialised (C7512) makes the exit code. The tables of what compiles in pallas_kernels/README.md
+are written from the results with `--readme`. A variant of your own goes into a file (`--own`):
+
+    def mine(arrays):
+        return {"mask": masks.causal(), "score": scores.from_function(my_score, slope=(arrays["slope"], "N"))}
 """
 
 import contextlib
+import importlib.util
+import inspect
 import itertools
 import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +37,40 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import attention, masks, scores
-from pallas_kernels.flash.backends.tpu.tiling import choose
-from pallas_kernels.flash.request import make_request
 
 README = Path(__file__).parents[1] / "pallas_kernels" / "README.md"
 MARKS = "<!-- support: written by scripts/compile_kernels.py -->", "<!-- end of support -->"
-CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 B, N, K = 2, 4, 2
+
+
+class Tpu(NamedTuple):
+    topology: str
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    backends: tuple[str, ...] = ("tpu",)
+
+
+class Gpu(NamedTuple):
+    """What the compiler asks of a chip: its name, compute capability, multiprocessors, bytes of shared memory to a block and of memory."""
+
+    name: str
+    capability: tuple[int, int]
+    processors: int
+    shared: int
+    memory: int
+    dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")
+    backends: tuple[str, ...] = ("triton",)
+
+
+CHIPS: dict[str, Tpu | Gpu] = {
+    "v5e": Tpu("v5e:2x2"),
+    "v5p": Tpu("v5p:2x2x1"),
+    "v6e": Tpu("v6e:2x2"),
+    "tpu7x": Tpu("tpu7x:2x2x1"),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 166_912, 80 << 30),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 232_448, 80 << 30, backends=("hopper", "triton")),
+    "h200": Gpu("NVIDIA H200", (9, 0), 132, 232_448, 141 << 30, backends=("hopper", "triton")),
+    "b200": Gpu("NVIDIA B200", (10, 0), 148, 232_448, 180 << 30),
+}
 
 
 def decay(s: Any, i: Any, slope: Any) -> Any:
@@ -40,128 +78,278 @@ def decay(s: Any, i: Any, slope: Any) -> Any:
     return s - jax.nn.softplus(slope) * jnp.log1p(jnp.abs(i.q - i.k).astype(jnp.float32))
 
 
-VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+Variant = Callable[[dict[str, Any]], dict[str, Any]]
+VARIANTS: dict[str, Variant] = {
     "causal": lambda a: {"mask": masks.causal()},
     "window, softcap": lambda a: {"mask": masks.sliding_window(1024), "score": scores.softcap(50.0)},
     "segments": lambda a: {"mask": masks.causal() & masks.segments(a["ids"])},
+    "ALiBi, sinks": lambda a: {"mask": masks.causal(), "score": scores.alibi(a["slope"]), "sinks": a["slope"]},
+    "bias": lambda a: {"score": scores.bias(a["bias"])},
     "T5 table": lambda a: {"score": scores.relative_bias(a["table"], bidirectional=True, max_distance=128)},
     "learned function": lambda a: {"mask": masks.causal(), "score": scores.from_function(decay, slope=(a["slope"], "N"))},
 }
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """What a compiled kernel takes of a chip: bytes of VMEM or shared memory, bytes of registers spilled, and whether wgmma was serialised."""
+
+    name: str
+    memory: int
+    spilled: int = 0
+    serialised: bool = False
+
+
+@dataclass(frozen=True)
 class Built:
-    """The forward and backward pass of a call, compiled, or why it did not. `kernels` holds each kernel's bytes of on-chip memory."""
+    """The forward and the backward pass of a call, compiled, in so many seconds, or why it did not."""
 
     chip: str
+    backend: str
     variant: str
     dtype: str
     head_dim: int
     length: int
-    tile: tuple[int, int]
-    seconds: float
-    kernels: dict[str, int]
+    seconds: tuple[float, float]
+    kernels: tuple[Kernel, ...]
     error: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.error and not any(k.spilled or k.serialised for k in self.kernels)
+
+    def __str__(self) -> str:
+        found = ", ".join(
+            f"{k.name} {k.memory / 1024:.0f} KiB{f', {k.spilled} bytes SPILLED' if k.spilled else ''}{', wgmma SERIALISED' if k.serialised else ''}"
+            for k in self.kernels
+        )
+        words = " ".join(map(str, (self.chip, self.backend, self.variant, self.dtype, self.head_dim, self.length)))
+        return f"{words}: {self.error or found or 'compiled, on-chip bytes not readable'}; {self.seconds[0]:.1f} s forward, {self.seconds[1]:.1f} s backward"
+
+
+def build(chip: str, backend: str, variant: str, options: Variant, dtype: str, head_dim: int, length: int) -> Built:
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    q, k = array(B, length, N, head_dim, dtype=dtype), array(B, length, K, head_dim, dtype=dtype)
+    learned, ids = {"table": array(N, 32), "slope": array(N), "bias": array(1, 1, length, length)}, array(B, length, dtype=jnp.int32)
+
+    def forward(q: Any, k: Any, v: Any, learned: Any, ids: Any) -> Any:
+        return attention(q, k, v, backend=backend, **options({"ids": ids, **learned}))
+
+    def both(*args: Any) -> Any:
+        return jax.vjp(lambda *floats: forward(*floats, args[-1]), *args[:-1])[1](args[0])
+
+    compiler = compile_for_tpu if isinstance(CHIPS[chip], Tpu) else compile_by_triton if backend == "triton" else compile_for_gpu
+    kernels: list[Kernel] = []
+    times, error = [time.perf_counter()], ""
+    try:
+        for program in (forward, both):
+            kernels = compiler(chip, program, q, k, k, learned, ids)
+            times.append(time.perf_counter())
+    except Exception as problem:  # whatever a compiler may raise is a row of the table
+        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    spent = [round(b - a, 1) for a, b in itertools.pairwise(times)] + [0.0, 0.0]
+    return Built(chip, backend, variant, dtype, head_dim, length, (spent[0], max(0.0, round(spent[1] - spent[0], 1))), tuple(kernels), error)
 
 
 @contextlib.contextmanager
-def pretending(device: Any) -> Iterator[None]:
+def pretending(name: str, platform: str) -> Iterator[None]:
     """Traces as though the device were here."""
-    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=AbstractDevice(device.device_kind, 1, "tpu"))
-    with jax.sharding.use_abstract_mesh(mesh):
+    device = AbstractDevice(name, 1 if platform == "tpu" else None, platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)):
         yield
 
 
-def build(chip: str, variant: str, dtype: str, head_dim: int, length: int) -> Built:
-    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+def compiled_on(device: Any, platform: str, program: Callable[..., Any], *args: Any) -> Any:
     here = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
-
-    q, k = array(B, length, N, head_dim, dtype=dtype), array(B, length, K, head_dim, dtype=dtype)
-    learned, ids = {"table": array(N, 32), "slope": array(N)}, array(B, length, dtype=jnp.int32)
-
-    def forward(q: Any, k: Any, v: Any, learned: Any, ids: Any) -> Any:
-        return attention(q, k, v, backend="tpu", **VARIANTS[variant]({"ids": ids, **learned}))
-
-    def request(q: Any, k: Any, v: Any, learned: Any, ids: Any) -> Any:
-        how = {"mask": None, "score": None, **VARIANTS[variant]({"ids": ids, **learned})}
-        return make_request(q, k, v, how["mask"], how["score"], None, None, None, None, None)
-
-    def gradients(*args: Any) -> Any:
-        return jax.vjp(lambda *floats: forward(*floats, args[-1]), *args[:-1])[1](args[0])
-
-    start = time.perf_counter()
-    kernels, error, chosen = {}, "", (0, 0)
-    try:
-        with pretending(device):
-            chosen = choose(jax.eval_shape(request, q, k, k, learned, ids))
-            compiled = jax.jit(gradients).trace(q, k, k, learned, ids).lower(lowering_platforms=("tpu",)).compile()
-        kernels = on_chip(compiled)
-    except Exception as problem:  # whatever a compiler may raise is a row of the table
-        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
-    return Built(chip, variant, dtype, head_dim, length, chosen, round(time.perf_counter() - start, 1), kernels, error)
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), args)
+    with pretending(device.device_kind, "tpu" if platform == "tpu" else "gpu"):
+        return jax.jit(lambda *args: program(*args)).trace(*placed).lower(lowering_platforms=(platform,)).compile()
 
 
-def on_chip(compiled: Any) -> dict[str, int]:
-    """Bytes of on-chip memory by kernel; none where this jaxlib cannot read the program of a newer compiler."""
+def compile_for_tpu(chip: str, program: Callable[..., Any], *args: Any) -> list[Kernel]:
+    """No bytes where this jaxlib cannot read the program of a newer compiler."""
+    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology).devices[0]
+    compiled = compiled_on(device, "tpu", program, *args)
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return {}
+        return []
     found = re.findall(r'%\w*?attention_(\w+?)_*\.\d+ =.*used_scoped_memory_configs":\[\{[^}]*"size":"(\d+)"', text)
-    return {name: int(size) for name, size in found}
+    return [Kernel(name, int(size)) for name, size in found]
 
 
-def table(results: list[Built]) -> str:
-    """Markdown: variants down, chips across, each cell the dtypes and head dimensions that compile forward and backward at every length tried."""
-    chips = list(dict.fromkeys(r.chip for r in results))
-    lines = ["| `tpu` compiles | " + " | ".join(chips) + " |", "|---" * (len(chips) + 1) + "|"]
-    for variant in dict.fromkeys(r.variant for r in results):
-        cells = [_cell([r for r in results if (r.variant, r.chip) == (variant, chip)]) for chip in chips]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    lengths = ", ".join(f"{n:,}" for n in sorted({r.length for r in results}))
-    most = max((size for r in results for size in r.kernels.values()), default=0)
-    lines.append(f"\nForward, dQ, dK and dV, at T = S = {lengths}, {N} query and {K} key heads, jax {jax.__version__}; at most {most / 2**20:.1f} MiB of VMEM.")
-    return "\n".join(lines)
+def compile_for_gpu(chip: str, program: Callable[..., Any], *args: Any) -> list[Kernel]:
+    """Spills and serialisation by ptxas' own report, shared memory by the buffers that a kernel asks for."""
+    from pallas_kernels.flash.backends.hopper import launch
+
+    asked: dict[str, int] = {}
+    run = launch.Launch.run
+
+    def noted(self: Any, body: Any, name: str, grid: Any, scalars: Any, inputs: Any, outputs: Any, smem: Any, barriers: Any) -> Any:
+        asked[name] = launch.bytes_of(smem)
+        return run(self, body, name, grid, scalars, inputs, outputs, smem, barriers)
+
+    launch.Launch.run = noted  # type: ignore[method-assign]
+    try:
+        with printed() as report:
+            compiled_on(gpu(chip), "cuda", program, *args)
+    finally:
+        launch.Launch.run = run  # type: ignore[method-assign]
+    kernels = []
+    for part in report[0].split("Compiling entry function")[1:]:
+        (name,) = re.findall(r"Function properties for (\w+?)_mosaic", part)
+        spilled = sum(map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()))  # type: ignore[union-attr]
+        kernels.append(Kernel(name.removeprefix("attention_"), asked[name], spilled, False))
+    return [Kernel(k.name, k.memory, k.spilled, "C7512" in report[0]) for k in kernels]
+
+
+def gpu(chip: str) -> Any:
+    """A device to compile for. What the kernels' compiler does not read is as on an H100."""
+    about = CHIPS[chip]
+    target = f"""
+        gpu_device_info {{
+            threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 fpus_per_core: 128
+            shared_memory_per_block: 49152 shared_memory_per_block_optin: {about.shared} shared_memory_per_core: {about.shared + 1024}
+            core_count: {about.processors} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+            memory_bandwidth: 3352000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: {about.memory}
+            cuda_compute_capability {{ major: {about.capability[0]} minor: {about.capability[1]} }}
+            registers_per_core_limit: 65536 registers_per_block_limit: 65536
+        }}
+        platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 }} runtime_version {{ major: 13 minor: 0 }}
+        device_description_str: "{about.name}"
+    """
+    with printed():  # plugins that find no driver say so
+        jax.devices()
+        from jax._src import xla_bridge  # there is no public way to make a compile-only client for a platform that is not here
+
+        if "cuda" not in xla_bridge._topology_factories:
+            xla_bridge.discover_pjrt_plugins()
+        return topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1").devices[0]
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[list[str]]:
+    """What the compilers, which are no Python, print meanwhile."""
+    import ctypes
+
+    flush, texts = ctypes.CDLL(None).fflush, [""]
+    with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
+        saved = [(fd, os.dup(fd)) for fd in (1, 2)]
+        for fd, _ in saved:
+            os.dup2(file.fileno(), fd)
+        try:
+            yield texts
+        finally:
+            flush(None)
+            for fd, old in saved:
+                os.dup2(old, fd)
+                os.close(old)
+            file.seek(0)
+            texts[0] = file.read().decode(errors="replace")
+
+
+def compile_by_triton(chip: str, program: Callable[..., Any], *args: Any) -> list[Kernel]:
+    from pallas_kernels.flash.backends.triton import compiling
+
+    major, minor = CHIPS[chip].capability
+    kernels = [Kernel(k.kernel.removeprefix("attention_"), k.shared, k.spilled) for k in compiling.build(program, *args, capability=10 * major + minor)]
+    if over := [k.name for k in kernels if k.memory > CHIPS[chip].shared]:
+        raise ValueError(f"{', '.join(over)}: more shared memory than the {CHIPS[chip].shared} bytes of a block")
+    return kernels
+
+
+def tables(results: list[Built]) -> str:
+    """Markdown, for each backend: variants down, chips across, each cell the dtypes and head dimensions that compile both ways at every length tried."""
+    parts = []
+    for backend in dict.fromkeys(r.backend for r in results):
+        mine = [r for r in results if r.backend == backend]
+        chips = list(dict.fromkeys(r.chip for r in mine))
+        lines = [f"| `{backend}` compiles | " + " | ".join(chips) + " |", "|---" * (len(chips) + 1) + "|"]
+        for variant in dict.fromkeys(r.variant for r in mine):
+            cells = [_cell([r for r in mine if (r.variant, r.chip) == (variant, chip)]) for chip in chips]
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lengths = ", ".join(f"{n:,}" for n in sorted({r.length for r in mine}))
+        most = max((k.memory for r in mine for k in r.kernels), default=0)
+        memory = f"{most / 2**20:.1f} MiB of VMEM" if backend == "tpu" else f"{most / 2**10:.0f} KiB of shared memory, no register spilled, no wgmma serialised"
+        slowest = [max(r.seconds[n] for r in mine) for n in (0, 1)]
+        lines.append(
+            f"\nForward and backward at T = S = {lengths}, {N} query and {K} key heads, jax {jax.__version__}; at most {memory}; "
+            f"compiled in at most {slowest[0]:.1f} s forward and {slowest[1]:.1f} s backward."
+        )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def _cell(results: list[Built]) -> str:
     texts = []
     for dtype in dict.fromkeys(r.dtype for r in results):
-        good = [d for d in sorted({r.head_dim for r in results}) if not any(r.error for r in results if (r.dtype, r.head_dim) == (dtype, d))]
+        good = [d for d in sorted({r.head_dim for r in results}) if all(r.good for r in results if (r.dtype, r.head_dim) == (dtype, d))]
         texts.append(f"{dtype} {', '.join(map(str, good)) or 'none'}")
     return "; ".join(texts)
 
 
+def _own(path: str) -> dict[str, Variant]:
+    """The functions of a file, by name."""
+    if not path:
+        return {}
+    spec = importlib.util.spec_from_file_location("own_variants", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        sys.exit(f"--own: expected a Python file, received {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {name: f for name, f in inspect.getmembers(module, inspect.isfunction) if [*inspect.signature(f).parameters] == ["arrays"]}
+    if not found:
+        sys.exit(f"--own: expected a function of one argument, 'arrays', in {path!r}, found none")
+    return found
+
+
+def _named(flag: str, wanted: tuple[str, ...], known: Any) -> None:
+    if unknown := [name for name in wanted if name not in known]:
+        sys.exit(f"--{flag}: expected names out of {', '.join(known)}, received {unknown[0]!r}")
+
+
 def main(
-    chips: tuple[str, ...] = tuple(CHIPS), variants: tuple[str, ...] = tuple(VARIANTS), dtypes: tuple[str, ...] = ("bfloat16", "float32"),
-    head_dims: tuple[int, ...] = (64, 128, 256), lengths: tuple[int, ...] = (4096, 4000), out: str = "", readme: bool = False,
+    chips: tuple[str, ...] = ("v5e", "v5p", "v6e", "tpu7x"), backends: tuple[str, ...] = ("tpu", "hopper", "triton"),
+    variants: tuple[str, ...] = (), dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32"), head_dims: tuple[int, ...] = (64, 128, 256),
+    lengths: tuple[int, ...] = (4096, 4000), own: str = "", out: str = "", readme: bool = False,
 ) -> None:  # fmt: skip
-    """Compiles every combination, and prints a line for each.
+    """Compiles every combination, and prints a line for each. What a backend refuses is no combination.
 
     Args:
-        chips: out of v5e, v5p, v6e, tpu7x.
-        variants: of masks and scores.
+        chips: out of v5e, v5p, v6e, tpu7x, a100, h100, h200, b200.
+        backends: out of tpu, hopper, triton.
+        variants: of masks and scores; all unless given, or those of `own`.
         dtypes: of q, k and v.
         head_dims: of q, k and v.
         lengths: of queries and keys.
+        own: a Python file of functions that take the dict `arrays` ("ids" int32 [B, T], "slope" [N], "table" [N, 32], "bias" [1, 1, T, S]) and return
+            options of `attention`: variants too.
         out: a JSON file for the results.
-        readme: whether to write the table in pallas_kernels/README.md.
+        readme: whether to write the tables in pallas_kernels/README.md.
     """
+    mine = _own(own)
+    known = VARIANTS | mine
+    for flag, wanted, names in (("chips", chips, CHIPS), ("backends", backends, ("tpu", "hopper", "triton")), ("variants", variants, known)):
+        _named(flag, wanted, names)
     results = []
-    for combination in itertools.product(chips, variants, dtypes, head_dims, lengths):
-        results.append(built := build(*combination))
-        bytes_ = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in built.kernels.items()) or "compiled, on-chip bytes not readable"
-        print(f"{' '.join(map(str, combination))}: tiles {built.tile[0]} x {built.tile[1]}, {built.error or bytes_}, {built.seconds} s", flush=True)
+    for chip, backend, variant, dtype, head_dim, length in itertools.product(chips, backends, variants or mine or VARIANTS, dtypes, head_dims, lengths):
+        if backend not in CHIPS[chip].backends or dtype not in CHIPS[chip].dtypes or (backend == "hopper" and dtype == "float32"):
+            continue
+        built = build(chip, backend, variant, known[variant], dtype, head_dim, length)
+        if built.error.startswith("NotImplementedError: backend") and variant in ("T5 table", "learned function") and backend == "triton":
+            continue
+        results.append(built)
+        print(built, flush=True)
     if out:
         Path(out).write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     if readme:
         before, rest = README.read_text().split(MARKS[0])
-        README.write_text(f"{before}{MARKS[0]}\n\n{table(results)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-    if failed := sum(bool(r.error) for r in results):
-        sys.exit(f"{failed} of {len(results)} did not compile")
+        README.write_text(f"{before}{MARKS[0]}\n\n{tables(results)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    if failed := sum(not r.good for r in results):
+        sys.exit(f"{failed} of {len(results)} did not compile, spilled registers or were serialised")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_configure(config: pytest.Config) -> None:
     """Short tests compile in two thirds of the time: this jaxlib has an older way to emit fused loops, which changes last bits.
 
-    Long tests, those of bits among them, compile as users do; so does the run in 64 bits. Later jaxlibs do not know the flag.
+    Long tests, those of bits among them, compile as users do; so does the run in 64 bits. Later jaxlibs do not know the flag, and have an interpreter of GPU
+    kernels, which needs a thread for each warpgroup.
     """
     if jax.__version_info__[:2] == (0, 10) and "not slow" in config.option.markexpr and not jax.config.read("jax_enable_x64"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    if jax.__version_info__ >= (0, 11):
+        os.environ.setdefault("NPROC", "16")
 
 
 # The largest error allowed, as a share of the largest number in the array.

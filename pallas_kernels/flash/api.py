@@ -71,10 +71,14 @@ def attention(
 
 @dataclass(frozen=True)
 class Explanation:
-    """Backends in the order tried, each with the reason why it refuses, or None."""
+    """Backends in the order tried, each with the reason why it refuses, or None.
+
+    `remarks` has what a backend that takes the call does to it first, by name.
+    """
 
     platform: str
     reasons: tuple[tuple[str, str | None], ...]
+    remarks: tuple[tuple[str, str], ...] = ()
 
     @property
     def chosen(self) -> str:
@@ -86,7 +90,8 @@ class Explanation:
         lines = [f"attention on {self.platform}:"]
         for name, reason in self.reasons:
             verdict = reason or ("chosen" if name == self.chosen else "could")
-            lines.append(f"  {name:{width}}  {verdict}")
+            remark = dict(self.remarks).get(name)
+            lines.append(f"  {name:{width}}  {verdict}{f'; {remark}' if remark else ''}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -117,7 +122,10 @@ def explain(
     """
     request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions, tile)
     platform = platform or jax.default_backend()
-    return Explanation(platform, tuple((backends.name(b), b.supports(request)) for b in _order(platform)))
+    reasons = tuple((b, b.supports(request)) for b in _order(platform))
+    remarks = ((b, b.remark(request)) for b, reason in reasons if reason is None and hasattr(b, "remark"))
+    named = tuple((backends.name(b), reason) for b, reason in reasons)
+    return Explanation(platform, named, tuple((backends.name(b), remark) for b, remark in remarks if remark))
 
 
 def _order(platform: str) -> tuple[ModuleType, ...]:

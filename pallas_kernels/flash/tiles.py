@@ -12,7 +12,7 @@ import numpy as np
 
 from pallas_kernels.flash.functions import Index
 from pallas_kernels.flash.masks import Mask
-from pallas_kernels.flash.request import Dropout, float_arrays, with_float_arrays
+from pallas_kernels.flash.request import Dropout, Request, float_arrays, with_float_arrays
 from pallas_kernels.flash.scores import Score
 
 ROWS, KEYS = 3, 4
@@ -74,6 +74,24 @@ def sink_gradients(sinks: jax.Array, lse: jax.Array, delta: jax.Array) -> jax.Ar
     """The gradient of sinks `[N]` from lse and delta `[B, N, T]`; a row without keys or sink has no part in it."""
     p = jnp.where(lse > -jnp.inf, jnp.exp(sinks.astype(lse.dtype)[:, None] - lse), 0)
     return -(p * delta).sum((0, 2)).astype(sinks.dtype)
+
+
+def operand_shapes(request: Request, tile: tuple[int, int], upright: bool = True) -> Operands:
+    """The shapes and dtypes of what the functions of one head's tile read, `[1|bq, 1|bk, *features]`, or with the keys first.
+
+    Floats are float32, as kernels read them.
+    """
+
+    def turned(rows: int, columns: int) -> tuple[int, int]:
+        return (rows, columns) if upright else (columns, rows)
+
+    def shape(a: Any) -> Any:
+        sides = turned(*(size if n > 1 else 1 for n, size in zip(jnp.shape(a)[2:4], tile)))
+        dtype = jnp.result_type(a)
+        return jax.ShapeDtypeStruct((*sides, *jnp.shape(a)[4:]), jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype)
+
+    one, q, k = (jax.ShapeDtypeStruct(turned(*sides), jnp.int32) for sides in ((1, 1), (tile[0], 1), (1, tile[1])))
+    return Operands(Index(one, one, q, k, q, k), *jax.tree.map(shape, (request.mask, request.score)))
 
 
 def by_group(tree: Any, num_kv_heads: int) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.flash.functions import nearest_name
 from pallas_kernels.testing.checks import CHECKS, Check
@@ -20,9 +21,10 @@ def check_attention(
     lengths: Sequence[tuple[int, int]] = Space.lengths,
     heads: Sequence[tuple[int, int]] = Space.heads,
     head_dims: Sequence[tuple[int, int]] = Space.head_dims,
+    dtypes: Sequence[str] = ("float32",),
     tolerances: Mapping[str, float] = TOLERANCES,
 ) -> Report:
-    """Judges an attention function by the reference backend, in float32 and at the highest precision of products.
+    """Judges an attention function by the reference backend in float32, at the highest precision of products.
 
     Args:
         fn: `fn(q, k, v, **options)` with the meaning of `pallas_kernels.attention`. It is handed the options in use and no others. A call with an option
@@ -32,6 +34,7 @@ def check_attention(
         lengths: pairs of T and S: the first within one tile of the kernel, the others over several.
         heads: pairs of N and K: the first with N = K, the others with N above K.
         head_dims: pairs of H and Hv: the first with H = Hv, the others not.
+        dtypes: of q, k and v, taken in turn. The checks of short floats have their own.
         tolerances: the largest error allowed by dtype's name, as a share of the largest number in the array; gradients may have twice that.
 
     Returns:
@@ -41,16 +44,16 @@ def check_attention(
         ConformanceError: an AssertionError, after all checks have run. It names each check that failed, what it is meant to find, and its first case.
             Or every case was refused. TypeError, ValueError: an argument of another form, or a check's name that is none.
     """
-    _check_arguments(fn, checks, seeds, {"lengths": lengths, "heads": heads, "head_dims": head_dims}, tolerances)
+    _check_arguments(fn, checks, seeds, {"lengths": lengths, "heads": heads, "head_dims": head_dims}, dtypes, tolerances)
     space, subject = Space(lengths, heads, head_dims), Subject(fn, tolerances)
     with jax.default_matmul_precision("highest"):
-        report = Report(tuple(_run(check, subject, space, seeds) for check in _named(checks)))
+        report = Report(tuple(_run(check, subject, space, seeds, dtypes) for check in _named(checks)))
     if report.failed or not any(result.passed for result in report.results):
         raise ConformanceError(report)
     return report
 
 
-def _check_arguments(fn: Any, checks: Any, seeds: Any, pairs: Mapping[str, Any], tolerances: Mapping[str, float]) -> None:
+def _check_arguments(fn: Any, checks: Any, seeds: Any, pairs: Mapping[str, Any], dtypes: Any, tolerances: Mapping[str, float]) -> None:
     if not callable(fn):
         raise TypeError(f"fn: expected an attention function, received {type(fn).__name__}")
     if isinstance(checks, str) or (checks is not None and not list(checks)):
@@ -62,6 +65,8 @@ def _check_arguments(fn: Any, checks: Any, seeds: Any, pairs: Mapping[str, Any],
             raise ValueError(f"{name}: expected pairs of positive integers, such as {getattr(Space, name)}, received {given!r}")
     if wrong := [pair for pair in pairs["heads"] if pair[0] % pair[1]]:
         raise ValueError(f"heads: expected pairs of N and K with N a multiple of K, received {wrong[0]!r}")
+    if isinstance(dtypes, str) or not list(dtypes) or not set(dtypes) <= TOLERANCES.keys():
+        raise ValueError(f"dtypes: expected names out of {', '.join(TOLERANCES)}, received {dtypes!r}")
     if tolerances.keys() != TOLERANCES.keys() or not all(0 < t < 1 for t in tolerances.values()):
         raise ValueError(f"tolerances: expected a share between 0 and 1 for each of {', '.join(TOLERANCES)}, received {dict(tolerances)}")
 
@@ -73,10 +78,12 @@ def _named(names: Sequence[str] | None) -> list[Check]:
     return [check for name, check in CHECKS.items() if names is None or name in names]
 
 
-def _run(check: Check, subject: Subject, space: Space, seeds: int) -> Result:
+def _run(check: Check, subject: Subject, space: Space, seeds: int, dtypes: Sequence[str]) -> Result:
     passed, refusals, failures = 0, [], []
     for seed in range(seeds):
         call = check.case(Seeded(seed), check.space(space))
+        if call.q.dtype == jnp.float32:
+            call = call.astype(dtypes[seed % len(dtypes)])
         try:
             check.judge(subject, call)
             passed += 1

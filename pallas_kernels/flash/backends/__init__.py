@@ -4,16 +4,17 @@ A backend is a module with
 
 - `supports(request) -> None | str`: None where it can serve the request, otherwise why not;
 - `forward(request) -> (o [B, T, N, Hv], lse [B, N, T])`;
+- `remark(request) -> None | str`, if it has any: what it does to a request that a user may want to know;
 - `backward(request, o, lse, do, dlse) -> Request` holding the gradients, None where there is none; without it JAX differentiates `forward`.
 """
 
 from types import ModuleType
 
-from pallas_kernels.flash.backends import blockwise, reference, tpu
+from pallas_kernels.flash.backends import blockwise, hopper, reference, tpu
 
 _EVERYWHERE = (blockwise, reference)
 
-ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": _EVERYWHERE, "tpu": (tpu, *_EVERYWHERE)}
+ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": (hopper, *_EVERYWHERE), "tpu": (tpu, *_EVERYWHERE)}
 
 
 def name(backend: ModuleType) -> str:

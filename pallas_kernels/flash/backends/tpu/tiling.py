@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.flash.functions import Index
 from pallas_kernels.flash.lists import judge
 from pallas_kernels.flash.request import Request
-from pallas_kernels.flash.tiles import Operands, by_group, flow_back
+from pallas_kernels.flash.tiles import Operands, by_group, flow_back, operand_shapes
 
 SIDES = ((512, 1024), (512, 512), (256, 512), (256, 256), (128, 256), (128, 128))
 # Chips are asked for half of their memory, the rest is XLA's. Where there is no chip, as on a v5p.
@@ -85,13 +84,7 @@ def _entries(request: Request, tile: tuple[int, int]) -> int:
 
 def _values(request: Request, tile: tuple[int, int]) -> int:
     """Bytes that live at one time while a tile flows back."""
-
-    def aval(a: Any) -> Any:
-        dtype = jnp.result_type(a)
-        return jax.ShapeDtypeStruct(_sides(jnp.shape(a), tile), jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype)
-
-    ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1, 1), (tile[0], 1), (1, tile[1]), (tile[0], 1), (1, tile[1]))]
-    operands = Operands(Index(*ints), *jax.tree.map(aval, (request.mask, request.score)))
+    operands = operand_shapes(request, tile)
     square, column = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (tile, (tile[0], 1)))
     closed = jax.make_jaxpr(lambda *a: flow_back(a[0], None, True, *a[1:]))(operands, square, square, column, column)
     return _most_alive(closed.jaxpr)
