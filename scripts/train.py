@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformer_jax.command_line import extract_imports, load
 from transformer_jax.training import CheckpointError, Experiment, RunError, train
@@ -15,9 +15,11 @@ class Options:
 
     Attributes:
         resume: go on from the last checkpoint in the run's folder.
+        backend: of attention, in place of the run's: auto for the first that takes its calls, or the name of one.
     """
 
     resume: bool = False
+    backend: str = ""
 
 
 def main() -> None:
@@ -26,6 +28,8 @@ def main() -> None:
         usage = "usage: train.py CONFIG [flags]; a config is a file such as configs/char_lm.py or runs/char_lm/config.json, and CONFIG --help lists its flags"
         sys.exit(print(usage) if arguments[:1] in (["-h"], ["--help"]) else usage)
     experiment, options = load(arguments[0], arguments[1:], expected=Experiment, options=Options, prog="train.py")
+    if options.backend:
+        experiment = replace(experiment, run=replace(experiment.run, backend=options.backend))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs the tracebacks of its threads beside the error that it raises
     try:
         train(experiment, resume=options.resume)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.flash import backends
 from pallas_kernels.flash.functions import nearest_name
+from pallas_kernels.flash.platform import made_for
 from pallas_kernels.flash.request import Dropout, Request, make_request
 from pallas_kernels.flash.sharding import partitioned
 
@@ -115,13 +116,13 @@ def explain(
     """Which backends would take a call of `attention`, and why the others would not.
 
     Args:
-        platform: "cpu", "gpu" or "tpu"; that of the default device unless given.
+        platform: "cpu", "gpu" or "tpu"; unless given that of the abstract mesh in use, otherwise of the default device.
 
     Returns:
         An `Explanation`, which prints as a table.
     """
     request = make_request(q, k, v, mask, score, scale, sinks, dropout, q_positions, kv_positions, tile)
-    platform = platform or jax.default_backend()
+    platform = platform or made_for()
     reasons = tuple((b, b.supports(request)) for b in _order(platform))
     remarks = ((b, b.remark(request)) for b, reason in reasons if reason is None and hasattr(b, "remark"))
     named = tuple((backends.name(b), reason) for b, reason in reasons)
@@ -136,7 +137,7 @@ def _order(platform: str) -> tuple[ModuleType, ...]:
 
 
 def _choose(request: Request, wanted: str) -> ModuleType:
-    order = _order(jax.default_backend())
+    order = _order(made_for())
     if wanted == "auto":
         if taker := next((b for b in order if b.supports(request) is None), None):
             return taker

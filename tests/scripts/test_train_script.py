@@ -53,10 +53,18 @@ def test_parameters_paths_and_types_are_set_by_flags(inside: Callable[..., Any])
     assert config["optimizer"]["type"].endswith(":Lion") and config["optimizer"]["learning_rate"] == 0.02
 
 
+@pytest.mark.usefixtures("quick", "workplace")
+def test_attention_is_taken_from_the_backend_that_is_named(inside: Callable[..., Any]) -> None:
+    done = inside("train.py", "tiny_lm.py", "--backend", "reference", "--run.sample-tokens", "1", "--steps", "1")
+    assert done.code == 0, done.err
+    assert json.loads((TINY / "config.json").read_text())["run"]["backend"] == "reference"
+
+
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("--backend blockwize", "backend: expected one of auto, "),
         ("--data no.txt", "Text.files: expected UTF-8 text files, received 'no.txt', which does not exist (the current folder is /"),
         ("--data empty.txt", "Text.files: expected text, received only empty files: empty.txt"),
         ("--data short.txt", "expected at least 13 tokens (context + 1) in either part, received 14 to train on and 3 held out; give more text"),

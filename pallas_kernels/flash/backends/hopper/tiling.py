@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.flash.platform import made_for
 from pallas_kernels.flash.request import Request
 from pallas_kernels.flash.tiles import flow_back, operand_shapes
 
@@ -77,8 +78,7 @@ def _unknown(request: Request) -> str | None:
 
 def for_a_gpu() -> bool:
     """Whether the program is being made for a GPU, be it here or not."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) == "gpu"
+    return made_for() == "gpu"
 
 
 def other_chip() -> str | None:

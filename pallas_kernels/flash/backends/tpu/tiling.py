@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.flash.lists import judge
+from pallas_kernels.flash.platform import made_for
 from pallas_kernels.flash.request import Request
 from pallas_kernels.flash.tiles import Operands, by_group, flow_back, operand_shapes
 
@@ -49,8 +50,7 @@ def misfit(request: Request) -> str | None:
 
 def for_a_tpu() -> bool:
     """Whether the program is being made for a TPU, be it here or not."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) == "tpu"
+    return made_for() == "tpu"
 
 
 def limit() -> int:
