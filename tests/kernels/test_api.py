@@ -64,7 +64,7 @@ def test_exports() -> None:
         ({"kv_positions": np.ones(7, bool)}, TypeError, "kv_positions: expected integers, received bool"),
         ({"q_positions": np.arange(7)}, ValueError, r"q_positions: expected shape \(5,\) or \(2, 5\), received \(7,\)"),
         ({"kv_positions": np.zeros((3, 7), int)}, ValueError, r"kv_positions: expected shape \(7,\) or \(2, 7\), received \(3, 7\)"),
-        ({"backend": "blockwize"}, ValueError, r"backend: expected one of auto, blockwise, reference, hopper, tpu, received 'blockwize' \(nearest: blockwise\)"),
+        ({"backend": "blockwize"}, ValueError, r"expected one of auto, blockwise, reference, hopper, triton, tpu, received 'blockwize' \(nearest: blockwise\)"),
         ({"scale": float("nan")}, ValueError, "scale: expected a finite number, received nan"),
         ({"scale": True}, TypeError, "scale: expected a Python number, received bool"),
         ({"tile": (True, 1)}, ValueError, "tile: expected two positive integers"),

@@ -11,13 +11,15 @@ from pallas_kernels.testing import check_attention
 
 Q = np.ones((1, 256, 2, 64), np.float32)
 
+DTYPES = {"hopper": ("bfloat16", "float16"), "triton": ("float32", "bfloat16", "float16")}
+
 
 @pytest.mark.device
-@pytest.mark.parametrize("backend", ["reference", "blockwise", "tpu"])
+@pytest.mark.parametrize("backend", ["reference", "blockwise", "tpu", "hopper", "triton"])
 def test_passes_on_the_device(backend: str) -> None:
     assert jax.default_backend() != "cpu", "there is no accelerator here"
     reasons = dict(explain(Q, Q, Q).reasons)
     if backend not in reasons:
         pytest.skip(f"{backend} is no backend of {jax.default_backend()}")
-    report = check_attention(partial(attention, backend=backend), lengths=((5, 11), (700, 650)))
+    report = check_attention(partial(attention, backend=backend), lengths=((5, 11), (700, 650)), dtypes=DTYPES.get(backend, ("float32",)))
     assert all(result.passed for result in report.results)

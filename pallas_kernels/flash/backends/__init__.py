@@ -10,11 +10,11 @@ A backend is a module with
 
 from types import ModuleType
 
-from pallas_kernels.flash.backends import blockwise, hopper, reference, tpu
+from pallas_kernels.flash.backends import blockwise, hopper, reference, tpu, triton
 
 _EVERYWHERE = (blockwise, reference)
 
-ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": (hopper, *_EVERYWHERE), "tpu": (tpu, *_EVERYWHERE)}
+ORDER: dict[str, tuple[ModuleType, ...]] = {"cpu": _EVERYWHERE, "gpu": (hopper, triton, *_EVERYWHERE), "tpu": (tpu, *_EVERYWHERE)}
 
 
 def name(backend: ModuleType) -> str:
