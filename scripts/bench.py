@@ -6,6 +6,7 @@ torch is optional: `pip install torch` first. Ratios are of medians; a machine's
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from pallas_kernels import attention, masks, scores
+from pallas_kernels import attention, explain, masks, scores
 from transformer_jax.layers import Attention, Causal, Dense, Embedding, GPT2Init, Group, LayerNorm, Learned, Residual, Stack
 from transformer_jax.models import DecoderOnly, DecoderOnlyConfig
 from transformer_jax.training import AdamW, NextToken, WarmupCosine, init_state, several_steps, train_step
@@ -202,21 +203,20 @@ def jax_attention(fn: Callable[..., Any], sizes: Sizes, dtype: str) -> Call:
     return lambda: jax.block_until_ready(program(q, k, v, do))
 
 
-def torch_attention(sizes: Sizes, dtype: str) -> Call:
-    """Forward and backward of torch's causal attention, arrays `[B, H, T, D]`, on the device that jax has."""
+def torch_passes(sizes: Sizes, dtype: str, causal: bool = True) -> tuple[Call, Callable[[Any], Any], Call]:
+    """Of torch's attention, arrays `[B, H, T, D]`, on the device that jax has: the forward pass, the backward pass from its result, and what waits."""
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     q, k, v, do = (torch.randn(sizes, dtype=getattr(torch, dtype), device=device) for _ in range(4))
     inputs = [a.requires_grad_() for a in (q, k, v)]
+    forward = functools.partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=causal)
+    return forward, lambda o: torch.autograd.grad(o, inputs, do, retain_graph=True), torch.cuda.synchronize if device == "cuda" else lambda: None
 
-    def call() -> None:
-        o = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        torch.autograd.grad(o, inputs, do)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return call
+def torch_attention(sizes: Sizes, dtype: str) -> Call:
+    forward, backward, wait = torch_passes(sizes, dtype)
+    return lambda: (backward(forward()), wait())
 
 
 def attention_rows(dtype: str, shrink: int) -> Iterator[tuple[str, dict[str, Call]]]:
@@ -274,6 +274,81 @@ def time_attention(rounds: int, dtype: str, shrink: int) -> dict[str, Any]:
     return results
 
 
+def device_rows(dtype: str, shrink: int) -> Iterator[tuple[str, Sizes, float, dict[str, Callable[..., Any]]]]:
+    """Each row's name, sizes, share of the scores that counts as work, and functions of q, k and v: ours, and of peers where they can say the same.
+
+    16,384 tokens, heads times head dimension 2,048, as in Shah et al., arXiv:2407.08608, section 4.1.
+    """
+
+    def mine(sizes: Sizes, **options: Any) -> dict[str, Callable[..., Any]]:
+        a = jax.ShapeDtypeStruct((sizes.B, sizes.T, sizes.H, sizes.D), dtype)
+        taken: list[str] = []
+        jax.eval_shape(lambda q, k, v: taken.extend(name for name, reason in explain(q, k, v, **options).reasons if reason is None), a, a, a)
+        return {name: functools.partial(attention, backend=name, **options) for name in taken if name != "reference"}
+
+    for D, length, causal in itertools.product((64, 128, 256), (512, 2048, 8192, 16384), (False, True)):
+        sizes = Sizes(16384 // length, 2048 // D, length // shrink, D)
+        peers = {"cudnn": functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")}
+        if importlib.util.find_spec("tokamax"):
+            peers["tokamax"] = functools.partial(importlib.import_module("tokamax").dot_product_attention, is_causal=causal)
+        yield f"{'causal' if causal else 'full'} {list(sizes)}", sizes, 0.5 if causal else 1.0, mine(sizes, mask=masks.causal() if causal else None) | peers
+
+    sizes, rng, window = Sizes(2, 16, 8192 // shrink, 128), np.random.default_rng(0), 1024 // shrink
+    cuts = rng.random((sizes.B, sizes.T)) < min(1.0, shrink / 1024)
+    documents, table = np.cumsum(cuts, 1), jnp.asarray(rng.normal(size=(sizes.H, 32)), jnp.float32)
+    together = np.square(np.unique(documents + sizes.T * np.arange(sizes.B)[:, None], return_counts=True)[1]).sum() / 2 / (sizes.B * sizes.T**2)
+    for name, share, options in (
+        (f"window {window}", window / sizes.T, {"mask": masks.sliding_window(window - 1)}),
+        ("documents", float(together), {"mask": masks.causal() & masks.segments(documents)}),
+        ("T5 table", 1.0, {"score": scores.relative_bias(table, bidirectional=True, max_distance=128)}),
+        ("softcap", 0.5, {"mask": masks.causal(), "score": scores.softcap(50.0)}),
+    ):
+        yield f"{name} {list(sizes)}", sizes, share, mine(sizes, **options)
+
+
+def on_device(fn: Callable[..., Any], sizes: Sizes, dtype: str, calls: int) -> dict[str, Call]:
+    """Forward and backward of `fn`, each started `calls` times before anybody waits, so that the host's time does not count."""
+    rng = np.random.default_rng(0)
+    q, k, v, do = (jnp.asarray(rng.normal(size=(sizes.B, sizes.T, sizes.H, sizes.D)), dtype) for _ in range(4))
+    forward, with_residuals = jax.jit(fn), jax.jit(lambda q, k, v: jax.vjp(fn, q, k, v)[1])
+    back, backward = with_residuals(q, k, v), jax.jit(lambda back, do: back(do))
+    runs = {"forward": lambda: forward(q, k, v), "backward": lambda: backward(back, do)}
+    return {name: functools.partial(lambda run: jax.block_until_ready([run() for _ in range(calls)]), run) for name, run in runs.items()}
+
+
+def torch_on_device(sizes: Sizes, dtype: str, calls: int, causal: bool) -> dict[str, Call]:
+    forward, backward, wait = torch_passes(sizes, dtype, causal)
+    runs = {"forward": forward, "backward": functools.partial(backward, forward())}
+    return {name: functools.partial(lambda run: ([run() for _ in range(calls)], wait()), run) for name, run in runs.items()}
+
+
+def time_on_device(rounds: int, dtype: str, shrink: int, calls: int) -> dict[str, Any]:
+    """Milliseconds a call and TFLOP/s, forward (4 B T^2 H D, times the share of scores that counts) and backward (2.5 times as many)."""
+    results: dict[str, Any] = {}
+    for name, sizes, share, functions in device_rows(dtype, shrink):
+        programs: dict[str, dict[str, Call]] = {"forward": {}, "backward": {}}
+        row: dict[str, Any] = {}
+        makers = {who: functools.partial(on_device, fn, sizes, dtype, calls) for who, fn in functions.items()}
+        if TORCH and jax.default_backend() == "gpu" and name.startswith(("full", "causal")):
+            makers["torch"] = functools.partial(torch_on_device, sizes, dtype, calls, name.startswith("causal"))
+        for who, make in makers.items():
+            try:
+                for which, call in make().items():
+                    call()
+                    programs[which][who] = call
+            except Exception as error:  # a peer may refuse, or have no memory: a row of the table
+                row[who] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        for which, factor in (("forward", 1.0), ("backward", 2.5)):
+            flops = factor * share * 4 * sizes.B * sizes.H * sizes.T**2 * sizes.D
+            for who, ms in interleaved(programs[which], rounds).items():
+                told = summary([t / calls for t in ms])
+                row.setdefault(who, {})[which] = told | {"tflops": 1e-9 * flops / told["median_ms"]}
+        results[name] = row
+        speeds = {who: r if isinstance(r, str) else " / ".join(f"{told['tflops']:.3g}" for told in r.values()) for who, r in row.items()}
+        print(f"{name}: TFLOP/s forward / backward: {', '.join(' '.join(x) for x in speeds.items())}", flush=True)
+    return results
+
+
 def machine() -> str:
     """The accelerator, or the processor and how many of its cores there are."""
     if (device := jax.devices()[0]).platform != "cpu":
@@ -285,7 +360,9 @@ def machine() -> str:
 
 def report(what: str, results: dict[str, Any], out: str) -> None:
     """Writes the results and how they came about."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "torch") if name == "jax" or TORCH}
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "torch", "triton", "tokamax") if importlib.util.find_spec(name)}
+    if (device := jax.devices()[0]).platform == "gpu":
+        versions["driver"] = device.client.platform_version
     if out:
         Path(out).write_text(json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **versions, what: results}, indent=2) + "\n")
 
@@ -300,16 +377,21 @@ def main_train(rounds: int = 7, out: str = "") -> None:
     report("train", train(rounds), out)
 
 
-def main_attention(rounds: int = 7, dtype: Literal["float32", "bfloat16"] = "float32", shrink: int = 1, out: str = "") -> None:
+def main_attention(
+    rounds: int = 7, dtype: Literal["float32", "bfloat16", "float16"] = "float32", shrink: int = 1, device: bool = False, calls: int = 10, out: str = ""
+) -> None:  # fmt: skip
     """Forward and backward of attention, by kinds and lengths, on jax's default device.
 
     Args:
         rounds: counted rounds.
+        device: whether to time an accelerator at its own work: each backend beside cuDNN, tokamax and torch where they are, forward and backward apart.
+        calls: with `device`, how many are started before anybody waits.
         dtype: of q, k and v.
         shrink: divides all lengths, to try the script out; at most 256.
         out: a JSON file for the results.
     """
-    report("attention", {"dtype": dtype, **time_attention(rounds, dtype, shrink)}, out)
+    timed = time_on_device(rounds, dtype, shrink, calls) if device else time_attention(rounds, dtype, shrink)
+    report("attention", {"dtype": dtype, **timed}, out)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse
         arrays |= more
     for n in range(len(scores)):
         if n not in arrays:
-            arrays[n] = kernels.over_heads(upright, rows(upright), k, v, n)
+            launch = Launch(request, tiles.da)
+            arrays[n] = kernels.over_heads(launch, rows(launch), k, v, n)
     (_, T, _, H), (_, S, _, Hv) = request.q.shape, request.v.shape
     gradient = replace(
         request, q=dq[:, :T, :, :H], k=sums["dk"][:, :S, :, :H], v=sums["dv"][:, :S, :, :Hv], mask=None, dropout=None, q_positions=None, kv_positions=None,

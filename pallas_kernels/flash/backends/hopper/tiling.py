@@ -30,6 +30,7 @@ class Tiles(NamedTuple):
     forward: tuple[int, int]
     dq: tuple[int, int]
     dkv: tuple[int, int]
+    da: tuple[int, int]
     separate: bool
 
 
@@ -41,11 +42,11 @@ def choose(request: Request) -> Tiles:
     forward = (64 if wide <= 192 else 32) if busy else (128 if wide <= 128 else 64)
     crowded = busy or bool(jax.tree.leaves((request.mask, request.q_positions, request.kv_positions)))
     dq = 64 if wide <= 128 else 16 if wide > 192 and crowded else 32
-    dkv = (64 if wide <= 64 else 32) // (2 if table and wide <= 128 else 1)
+    dkv = (64 if wide <= 64 else 32) // (2 if table else 1)
     rows = CONSUMERS * ROWS
     if request.tile is not None:
-        return Tiles(request.tile, request.tile, (min(dkv, request.tile[1]), rows), wide > 128)
-    return Tiles((rows, forward), (rows, dq), (dkv, rows), wide > 128)
+        return Tiles(request.tile, request.tile, (min(dkv, request.tile[1]), rows), request.tile, wide > 128)
+    return Tiles((rows, forward), (rows, dq), (dkv, rows), (rows, dq if wide <= 64 else min(dq, 32)), wide > 128)
 
 
 def misfit(request: Request) -> str | None:
