@@ -277,11 +277,7 @@ def table(backend: str, results: list[Built]) -> str:
     lengths = ", ".join(f"{n:,}" for n in sorted({r.length for r in results}))
     most = max((k.memory for r in results for k in r.kernels), default=0)
     memory = f"{most / 2**20:.1f} MiB of VMEM" if backend == "tpu" else f"{most / 2**10:.0f} KiB of shared memory, no register spilled, no wgmma serialised"
-    slowest = [max(r.seconds[n] for r in results) for n in (0, 1)]
-    lines.append(
-        f"\nForward and backward at T = S = {lengths}, {N} query and {K} key heads, jax {jax.__version__}; at most {memory}; "
-        f"compiled in at most {slowest[0]:.1f} s forward and {slowest[1]:.1f} s backward."
-    )
+    lines.append(f"\nForward and backward at T = S = {lengths}, {N} query and {K} key heads, jax {jax.__version__}; at most {memory}.")
     return "\n".join(lines)
 
 
