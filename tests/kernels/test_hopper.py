@@ -30,7 +30,7 @@ def test_passes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_passes_everything(check: str) -> None:
-    assert not judge(checks=(check,), seeds=2).refused
+    assert not judge(checks=(check,), seeds=1 if "vmap" in check else 2).refused
 
 
 def value_and_gradients(backend: str, arrays: Any, options: Any, tile: Any = None) -> Any:
@@ -103,7 +103,7 @@ def test_right_and_no_races(name: str, arrays: Any, close: Any) -> None:
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", [(128, 16), (128, 32), (128, 128)])
+@pytest.mark.parametrize("tile", [(128, 16), (128, 128)])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_right_with_other_tiles(name: str, tile: Any, arrays: Any, close: Any) -> None:
     expected = value_and_gradients("reference", jax.tree.map(lambda a: a.astype(jnp.float32), arrays), OPTIONS[name])

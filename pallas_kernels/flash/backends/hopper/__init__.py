@@ -47,6 +47,7 @@ def forward(request: Request) -> tuple[jax.Array, jax.Array]:
 
 
 def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse: jax.Array) -> Request:
+    from pallas_kernels.flash.backends.hopper import arrays as of_arrays
     from pallas_kernels.flash.backends.hopper import backward_kernels as kernels
     from pallas_kernels.flash.backends.hopper.launch import Launch, padded, whole_tiles
 
@@ -69,7 +70,7 @@ def backward(request: Request, o: jax.Array, lse: jax.Array, do: jax.Array, dlse
     for n in range(len(scores)):
         if n not in arrays:
             launch = Launch(request, tiles.da)
-            arrays[n] = kernels.over_heads(launch, rows(launch), k, v, n)
+            arrays[n] = of_arrays.over_heads(launch, rows(launch), k, v, n)
     (_, T, _, H), (_, S, _, Hv) = request.q.shape, request.v.shape
     gradient = replace(
         request, q=dq[:, :T, :, :H], k=sums["dk"][:, :S, :, :H], v=sums["dv"][:, :S, :, :Hv], mask=None, dropout=None, q_positions=None, kv_positions=None,

@@ -30,7 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.flash.backends.hopper.launch import At, Launch, buffer, staged
 from pallas_kernels.flash.backends.hopper.rules import of_tile, spread
-from pallas_kernels.flash.backends.hopper.tile import LOG2E, Stages, accumulate, full, over, product, turned, zeros
+from pallas_kernels.flash.backends.hopper.tile import LOG2E, Stages, accumulate, fetched, full, over, product, turned, visited, zeros
 from pallas_kernels.flash.backends.hopper.tiling import COMPUTING, CONSUMERS, COPYING, ROWS, for_a_gpu
 from pallas_kernels.flash.tiled import Scalars
 from pallas_kernels.flash.tiles import kept, scored
@@ -92,9 +92,8 @@ def attention_forward(
         plgpu.set_max_registers(COMPUTING, action="increase")
         first = row * launch.tile[0] + warpgroup * ROWS
         mine = pl.ds(first, ROWS)
-        queries, room = smem["q"].at[warpgroup], smem["p"].at[warpgroup] if "p" in smem else None
-        plgpu.copy_gmem_to_smem(q.at[batch, mine, head], queries, barriers["q"].at[warpgroup])
-        plgpu.barrier_wait(barriers["q"].at[warpgroup])
+        (queries,) = fetched({"q": q.at[batch, mine, head]}, smem, barriers, warpgroup)
+        room = smem["p"].at[warpgroup] if "p" in smem else None
 
         def visit(masked: bool, step: Any, carry: Any) -> Any:
             acc, m, l = carry
@@ -114,13 +113,11 @@ def attention_forward(
             return acc, highest, l
 
         carry = zeros(ROWS, v.shape[-1]), full(ROWS, sinks[0][head] * LOG2E if sinks else -jnp.inf), full(ROWS, 1.0 if sinks else 0.0)
-        carry = jax.lax.fori_loop(0, whole, partial(visit, False), carry)
-        if launch.mask is not None:
-            carry = jax.lax.fori_loop(whole, count, partial(visit, True), carry)
-        _finish(launch, carry, smem["o" if "o" in smem else "q"].at[warpgroup], smem["lse"].at[warpgroup])
+        o, lse = smem["o" if "o" in smem else "q"].at[warpgroup], smem["lse"].at[warpgroup]
+        _finish(visited(launch, visit, whole, count, carry), o, lse)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(smem["o" if "o" in smem else "q"].at[warpgroup], outputs[0].at[batch, mine, head])
-        plgpu.copy_smem_to_gmem(smem["lse"].at[warpgroup], outputs[1].at[batch, head, mine])
+        plgpu.copy_smem_to_gmem(o, outputs[0].at[batch, mine, head])
+        plgpu.copy_smem_to_gmem(lse, outputs[1].at[batch, head, mine])
         plgpu.wait_smem_to_gmem(0)
 
 
@@ -145,7 +142,7 @@ def _kept(launch: Launch, scalars: Scalars, leaves: Any, at: At, p: jax.Array) -
     return spread(value.one, launch.part)
 
 
-def _finish(launch: Launch, carry: Any, o: Any, lse: Any) -> None:
+def _finish(carry: Any, o: Any, lse: Any) -> None:
     acc, m, l = carry
     some = l > 0
     total = jnp.where(some, l, 1.0)

@@ -143,6 +143,9 @@ class Launch(Tiled):
 def interpreter() -> Any:
     """How kernels run where there is no GPU. Two warpgroups that touch the same memory without a barrier between them are found.
 
+    Its callbacks are ordered, which neither `jax.checkpoint` nor `custom_partitioning` takes (`jax.grad(jax.checkpoint(attention))` is the smallest program
+    that fails): interpreted kernels run outside of both, the chip's own have no callbacks.
+
     Raises:
         RuntimeError: a warpgroup would wait forever for another that no thread of XLA's is left to run.
     """

@@ -61,6 +61,21 @@ def over(row: jax.Array, shape: tuple[int, ...], axis: int = 0) -> jax.Array:
     return jax.lax.broadcast_in_dim(row, shape, [axis])
 
 
+def fetched(sources: dict[str, Any], smem: Any, barriers: Any, warpgroup: Any) -> list[Any]:
+    """A warpgroup's own tiles, by the name of their buffer and barrier, once they are there."""
+    for name, source in sources.items():
+        plgpu.copy_gmem_to_smem(source, smem[name].at[warpgroup], barriers[name].at[warpgroup])
+    for name in sources:
+        plgpu.barrier_wait(barriers[name].at[warpgroup])
+    return [smem[name].at[warpgroup] for name in sources]
+
+
+def visited(launch: Launch, visit: Callable[[bool, Any, Any], Any], whole: Any, count: Any, carry: Any) -> Any:
+    """`visit(masked, step, carry)` for each tile of a list: nothing is masked before `whole`."""
+    carry = jax.lax.fori_loop(0, whole, partial(visit, False), carry)
+    return carry if launch.mask is None else jax.lax.fori_loop(whole, count, partial(visit, True), carry)
+
+
 class Stages:
     """Tiles that pass through shared memory: one warpgroup copies them, `number` of them ahead, the others use and release them.
 
