@@ -7,9 +7,11 @@
     registers           acc [64, Hv], m, l [64] (the softmax so far), s, p [64, bk], all float32
     device memory       the lists of tiles; what masks and scores read
 
-    warpgroup 2   | k0 v0 | k1 v1 | wait for k0, v0: k2 v2 | ...
-    warpgroup 0   | q.k0 | softmax | p.v0 | q.k1 | softmax | p.v1 | ...
-    warpgroup 1          | q.k0 | softmax | p.v0 | q.k1 | softmax | ...      they take turns at the matrix unit
+    warpgroup 2   | k0 v0 | k1 v1 | once k0, v0 are used: k2 v2 | ...
+    warpgroup 0   | q.k0      | softmax    | p.v0 q.k1 | softmax    | p.v1 q.k2 | ...
+    warpgroup 1               | q.k0       | softmax   | p.v0 q.k1  | softmax   | ...
+
+One computes its softmax while the other has the matrix unit: at each | the two meet at a barrier, which 1 has passed once more before it begins.
 
 Per step, in base 2, c = scale * log2(e):
 
@@ -54,7 +56,7 @@ def forward(launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax
         return smem | {"lse": plgpu.SMEM((CONSUMERS, ROWS), jnp.float32)}
 
     stages, smem = staged(memory)
-    barriers = {"q": plgpu.Barrier(num_barriers=CONSUMERS), **Stages.made(stages, ("k", "v"))}
+    barriers = {"q": plgpu.Barrier(num_barriers=CONSUMERS), "turn": plgpu.Barrier(num_arrivals=CONSUMERS), **Stages.made(stages, ("k", "v"))}
     body = partial(attention_forward, launch, launch.listed(lists, launch.counts[0]), lists.order.shape[-1], stages)
     grid = {"head": launch.N, "row": launch.counts[0], "batch": launch.B}
     outputs = [jax.ShapeDtypeStruct((*q.shape[:3], Hv), dtype), jax.ShapeDtypeStruct((launch.B, launch.N, launch.counts[0] * bq), jnp.float32)]
@@ -95,9 +97,13 @@ def attention_forward(
         (queries,) = fetched({"q": q.at[batch, mine, head]}, smem, barriers, warpgroup)
         room = smem["p"].at[warpgroup] if "p" in smem else None
 
+        def turn() -> None:
+            plgpu.barrier_arrive(barriers["turn"])
+            plgpu.barrier_wait(barriers["turn"])
+
         def visit(masked: bool, step: Any, carry: Any) -> Any:
             acc, m, l = carry
-            s = product(queries, turned(stages.use("k", step)))
+            s = product(queries, turned(stages.use("k", step)), meanwhile=turn)
             stages.release("k", step)
             t = _logits(launch, scalars, leaves, At(batch, head, first, first_key(step)), masked, s)
             highest = jnp.maximum(m, t.max(axis=1))
@@ -107,14 +113,19 @@ def attention_forward(
             shrink = jnp.exp2(m - base)
             l = l * shrink + p.sum(axis=1)
             p = _kept(launch, scalars, leaves, At(batch, head, first, first_key(step)), p)
-            acc = acc * over(shrink, acc.shape)
-            acc = accumulate(acc, p.astype(v.dtype), stages.use("v", step), room)
+            acc, p, l = jax.lax.optimization_barrier((acc * over(shrink, acc.shape), p.astype(v.dtype), l))
+            values = stages.use("v", step)
+            turn()
+            acc = accumulate(acc, p, values, room)
             stages.release("v", step)
             return acc, highest, l
 
         carry = zeros(ROWS, v.shape[-1]), full(ROWS, sinks[0][head] * LOG2E if sinks else -jnp.inf), full(ROWS, 1.0 if sinks else 0.0)
+        pl.when(warpgroup == 1)(turn)
+        carry = visited(launch, visit, whole, count, carry)
+        pl.when(warpgroup == 0)(turn)
         o, lse = smem["o" if "o" in smem else "q"].at[warpgroup], smem["lse"].at[warpgroup]
-        _finish(visited(launch, visit, whole, count, carry), o, lse)
+        _finish(carry, o, lse)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(o, outputs[0].at[batch, mine, head])
         plgpu.copy_smem_to_gmem(lse, outputs[1].at[batch, head, mine])

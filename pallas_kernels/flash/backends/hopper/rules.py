@@ -280,7 +280,7 @@ def _lookup(replay: Replay, eqn: Any, table: Value, index: Value) -> Value:
     def pick(index: Any, pieces: Any) -> Piece:
         picked = pieces[0]
         for n, piece in enumerate(pieces[1:], 1):
-            picked = replay.combined(lambda i, new, old, n=n: jnp.where(i == n, new, old), index, piece, picked)
+            picked = replay.combined(partial(_where_equal, n), index, piece, picked)
         return picked
 
     shape = np.broadcast_shapes(table.pieces.shape[:-1], index.pieces.shape)
@@ -289,6 +289,11 @@ def _lookup(replay: Replay, eqn: Any, table: Value, index: Value) -> Value:
     for place in np.ndindex(shape):
         found[place] = pick(indices[place], rows[place])
     return Value(found, _merged(table.tile[:-1], index.tile))
+
+
+def _where_equal(n: int, index: Any, new: Any, old: Any) -> Any:
+    """By lax: jnp wraps each of these in a program of its own, and there are many."""
+    return jax.lax.select(jax.lax.eq(index, jax.lax.full_like(index, n)), new, old)
 
 
 def _deposit(replay: Replay, eqn: Any, g: Value, index: Value) -> Deposited:

@@ -19,11 +19,12 @@ from pallas_kernels.flash.tiles import Operands, flow_back
 LOG2E = math.log2(math.e)
 
 
-def product(a: Any, b: Any) -> jax.Array:
-    """a.b in float32 registers; a `[64, c]` and b `[c, n]` lie in shared memory."""
+def product(a: Any, b: Any, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """a.b in float32 registers; a `[64, c]` and b `[c, n]` lie in shared memory. `meanwhile` runs once the product is under way."""
 
     def compute(acc: Any) -> jax.Array:
         plgpu.wgmma(acc, a, b)
+        meanwhile()
         return acc[...]
 
     return pl.run_scoped(compute, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
