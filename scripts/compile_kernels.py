@@ -10,9 +10,13 @@ are written from the results with `--readme`. A variant of your own goes into a 
 
     def mine(arrays):
         return {"mask": masks.causal(), "score": scores.from_function(my_score, slope=(arrays["slope"], "N"))}
+
+A spill costs speed and no correctness. What a function keeps alive grows with the tile: `"tile": (128, 32)` or `(128, 16)` among hopper's options leaves more
+registers for it than the tile chosen for the built-ins.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -37,6 +41,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import attention, masks, scores
+from pallas_kernels.flash.functions import nearest_name
 
 README = Path(__file__).parents[1] / "pallas_kernels" / "README.md"
 MARKS = "<!-- `{}`, written by scripts/compile_kernels.py -->", "<!-- end of `{}` -->"
@@ -154,7 +159,7 @@ def build(chip: str, backend: str, variant: str, options: Variant, dtype: str, h
             kernels = compiler(chip, program, q, k, k, learned, ids)
             times.append(time.perf_counter())
     except Exception as problem:  # whatever a compiler may raise is a row of the table
-        error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        error = f"{type(problem).__name__}: {str(problem).strip() or 'no reason given'}".splitlines()[0]
     spent = [round(b - a, 1) for a, b in itertools.pairwise(times)] + [0.0, 0.0]
     return Built(chip, backend, variant, dtype, head_dim, length, (spent[0], max(0.0, round(spent[1] - spent[0], 1))), tuple(kernels), error)
 
@@ -299,23 +304,52 @@ def write_table(backend: str, results: list[Built]) -> None:
 
 
 def _own(path: str) -> dict[str, Variant]:
-    """The functions of a file, by name."""
+    """The public functions of a file, by name."""
     if not path:
         return {}
     spec = importlib.util.spec_from_file_location("own_variants", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         sys.exit(f"--own: expected a Python file, received {path!r}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = {name: f for name, f in inspect.getmembers(module, inspect.isfunction) if [*inspect.signature(f).parameters] == ["arrays"]}
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file may do
+        sys.exit(f"--own: {path}: {type(error).__name__}: {error}")
+    functions = inspect.getmembers(module, lambda x: inspect.isfunction(x) and x.__module__ == "own_variants")
+    found = {name: f for name, f in functions if not name.startswith("_") and [*inspect.signature(f).parameters] == ["arrays"]}
     if not found:
         sys.exit(f"--own: expected a function of one argument, 'arrays', in {path!r}, found none")
-    return found
+    return {name: functools.partial(_checked, name, f) for name, f in found.items()}
+
+
+def _checked(name: str, variant: Variant, arrays: dict[str, Any]) -> dict[str, Any]:
+    try:
+        options = variant(arrays)
+    except KeyError as error:
+        raise KeyError(f"{name}: expected one of {', '.join(arrays)}, received {error}") from None
+    if not isinstance(options, dict):
+        raise TypeError(f"{name}: expected a dict of options of attention, such as {{'score': ...}}, received {type(options).__name__}")
+    return options
 
 
 def _named(flag: str, wanted: tuple[str, ...], known: Any) -> None:
-    if unknown := [name for name in wanted if name not in known]:
-        sys.exit(f"--{flag}: expected names out of {', '.join(known)}, received {unknown[0]!r}")
+    for name in wanted:
+        if name not in known:
+            sys.exit(f"--{flag}: expected names out of {', '.join(map(repr, known))}, received {name!r}{nearest_name(name, known)}")
+
+
+def _installed(chips: tuple[str, ...], backends: tuple[str, ...]) -> None:
+    """Ends where the compiler of a chip is missing."""
+    for chip in chips:
+        try:
+            if isinstance(CHIPS[chip], Tpu) and "tpu" in backends:
+                topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
+            elif isinstance(CHIPS[chip], Gpu) and "hopper" in backends and "hopper" in CHIPS[chip].backends:
+                gpu(chip)
+        except Exception as error:
+            wheels = "libtpu" if isinstance(CHIPS[chip], Tpu) else f"jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}"
+            text = str(error).partition("\n")[0]
+            sys.exit(f"--chips {chip}: no compiler for it here ({text}); pip install --no-deps --target compilers {wheels}, then PYTHONPATH=compilers")
 
 
 def main(
@@ -341,18 +375,22 @@ def main(
     known = VARIANTS | mine
     for flag, wanted, names in (("chips", chips, CHIPS), ("backends", backends, ("tpu", "hopper", "triton")), ("variants", variants, known)):
         _named(flag, wanted, names)
+    _named("dtypes", dtypes, ("bfloat16", "float16", "float32"))
+    _installed(chips, backends)
     results = []
     for chip, backend, variant, dtype, head_dim, length in itertools.product(chips, backends, variants or mine or VARIANTS, dtypes, head_dims, lengths):
         if backend not in CHIPS[chip].backends or dtype not in CHIPS[chip].dtypes or (backend == "hopper" and dtype == "float32"):
             continue
         results.append(build(chip, backend, variant, known[variant], dtype, head_dim, length))
         print(results[-1], flush=True)
+    if not results:
+        sys.exit("nothing to compile: " + "; ".join(f"{chip} has {', '.join(CHIPS[chip].backends)} in {', '.join(CHIPS[chip].dtypes)}" for chip in chips))
     if out:
         Path(out).write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     for backend in dict.fromkeys(r.backend for r in results if readme):
         write_table(backend, [r for r in results if r.backend == backend])
     if failed := sum(not r.good and not r.refused for r in results):
-        sys.exit(f"{failed} of {len(results)} did not compile, spilled registers or were serialised")
+        sys.exit(f"{failed} of {len(results)} did not compile, spilled registers or were serialised; see the head of this script for what helps")
 
 
 if __name__ == "__main__":

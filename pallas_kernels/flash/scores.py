@@ -30,6 +30,7 @@ class Score(Compared):
         """The changed scores of a tile; the score's arrays must be shaped to broadcast against it."""
         # In numpy, int32 * 0.5 would be float64, and so would s be under x64.
         i, named = jax.tree.map(jnp.asarray, (i, self.function.named))
+        named = {name: a.astype(s.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for name, a in named.items()}
         return self.function.fn(s, i, **named)
 
     def __repr__(self) -> str:
@@ -42,7 +43,7 @@ def from_function(fn: Callable[..., Any], **arrays: tuple[Any, str]) -> Score:
     Args:
         fn: the new score, float32 (float64 where the inputs are). `i` is an `Index`; `i` and the arrays arrive shaped to broadcast against `s`.
             It must be finite at every pair of positions in range, allowed or not.
-        arrays: each `(array, axes)`, axes out of "BNTS" in that order, feature axes after. Float arrays have gradients.
+        arrays: each `(array, axes)`, axes out of "BNTS" in that order, feature axes after. Float arrays have gradients, and arrive in the dtype of s.
 
     Raises:
         TypeError, ValueError: a malformed pair of array and axes.

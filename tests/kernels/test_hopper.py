@@ -127,6 +127,62 @@ def test_lowers_for_the_chip(name: str, arrays: Any) -> None:
     assert ("da" in made) == (name == "sinks, bias, arrays of queries and of keys")
 
 
+UNREAD = {
+    "constant": lambda a: {"score": lambda s, i: jnp.zeros_like(s)},
+    "without slope": lambda a: {"score": lambda s, i: jnp.sign(s)},
+    "of the positions alone": lambda a: {"score": scores.from_function(lambda s, i, b: b + jnp.zeros_like(s), b=(a["bias"], "TS"))},
+    "unread": lambda a: {"score": scores.from_function(lambda s, i, b: s, b=(a["bias"], "TS"))},
+}
+
+
+@interpreted
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_derivative_that_reads_not_everything_ends_all_the_same(name: str, arrays: Any, close: Any) -> None:
+    expected = value_and_gradients("reference", jax.tree.map(lambda a: a.astype(jnp.float32), arrays), UNREAD[name])
+    close(*jax.tree.map(lambda a: a.astype(jnp.float16), (value_and_gradients("hopper", arrays, UNREAD[name]), expected)), times=3)
+
+
+@interpreted
+def test_a_function_may_divide_by_an_array_that_ends_within_a_tile(arrays: Any, close: Any) -> None:
+    options = lambda a: {"score": scores.from_function(lambda s, i, b: s / (2 + jnp.abs(b)) ** 2 + s / b, b=(a["bias"], "TS"))}  # noqa: E731
+    given = arrays | {"bias": jnp.abs(arrays["bias"]) + 1}
+    expected = value_and_gradients("reference", jax.tree.map(lambda a: a.astype(jnp.float32), given), options)
+    close(*jax.tree.map(lambda a: a.astype(jnp.float16), (value_and_gradients("hopper", given, options), expected)), times=3)
+
+
+OPERATIONS: dict[str, Any] = {
+    "abs": jnp.abs, "ceil": jnp.ceil, "clip": lambda s: jnp.clip(s, -1.0, 1.0), "cos": jnp.cos, "cosh": jnp.cosh, "cbrt": lambda s: jnp.cbrt(s * s + 1),
+    "exp": jnp.exp, "exp2": jnp.exp2, "expm1": jnp.expm1, "floor": jnp.floor, "gelu": jax.nn.gelu, "inverse": lambda s: (s * s + 1) ** -2,
+    "log": lambda s: jnp.log(s * s + 1), "log1p": lambda s: jnp.log1p(s * s), "log2": lambda s: jnp.log2(s * s + 1), "mod": lambda s: jnp.mod(s, 2.0),
+    "not": lambda s: jnp.where(~(s > 0), s, 0.5 * s), "power": lambda s: (s * s + 1) ** 0.3, "relu": jax.nn.relu, "round": lambda s: s + jnp.round(s),
+    "rsqrt": lambda s: jax.lax.rsqrt(s * s + 1), "sigmoid": jax.nn.sigmoid, "sign": lambda s: s * jnp.sign(s), "sin": jnp.sin, "sinh": jnp.sinh,
+    "softplus": jax.nn.softplus, "sqrt": lambda s: jnp.sqrt(s * s + 1), "tan": lambda s: jnp.tan(0.1 * s), "tanh": jnp.tanh, "square": jnp.square,
+    "stack": lambda s: jnp.stack([s, s * s], -1).sum(-1), "truncate": lambda s: s + jnp.trunc(s),
+    "shifts": lambda s: s * (((s.astype(jnp.int32) << 2) >> 1) ^ 5).astype(jnp.float32), "divmod": lambda s: s + (s.astype(jnp.int32) % 3) * 1.0,
+}  # fmt: skip
+
+
+@interpreted
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_lowers_for_the_chip_with_its_derivative(name: str, arrays: Any) -> None:
+    score = lambda s, i: OPERATIONS[name](s)  # noqa: E731
+    lowered(partial(value_and_gradients, "hopper", options=lambda a: {"score": score, "mask": ~masks.sliding_window(9)}), arrays)
+
+
+@interpreted
+def test_operations_are_what_they_are_elsewhere(arrays: Any, close: Any) -> None:
+    """All of them together, each small, so that one compiled kernel tells."""
+    rough = ("ceil", "floor", "round", "truncate", "mod", "shifts", "divmod", "sign")  # a last bit of s moves these by 1
+
+    def score(s: Any, i: Any) -> Any:
+        x = s + 0.37 * (i.q - i.k).astype(jnp.float32) / 20
+        return s + sum(0.01 * op(0.5 * x) for name, op in OPERATIONS.items() if name not in rough) + sum(0.01 * OPERATIONS[n](i.q * 0.37 - i.k) for n in rough)
+
+    options = lambda a: {"score": score}  # noqa: E731
+    expected = value_and_gradients("reference", jax.tree.map(lambda a: a.astype(jnp.float32), arrays), options)
+    close(*jax.tree.map(lambda a: a.astype(jnp.float16), (value_and_gradients("hopper", arrays, options), expected)), times=4)
+
+
 @interpreted
 def test_wide_heads_make_dk_and_dv_one_after_the_other(normal: Any, close: Any) -> None:
     q, k, v = (normal(1, length, heads, 256, seed=n).astype(jnp.float16) for n, (length, heads) in enumerate([(70, 2), (90, 1), (90, 1)]))
@@ -197,9 +253,11 @@ Q = np.ones((1, 300, 2, 64), jnp.bfloat16)
         ({"score": scores.relative_bias(np.zeros((2, 66), np.float32), True, 128)}, "takes arrays with up to 64 features, received 66"),
         (
             {"score": scores.from_function(lambda s, i, a: s + a[..., 0], a=(np.zeros((300, 300, 2), np.float32), "TS"))},
-            r"takes no features of arrays that vary over queries and keys, received shape \(1, 1, 300, 300, 2\)",
+            r"takes no features of arrays that vary over queries and keys, received features \(2,\)",
         ),
-        ({"score": lambda s, i: s + jax.scipy.special.gammaln(s)}, "has no rule for 'lgamma', which a function of a mask or score uses"),
+        ({"score": lambda s, i: s + jax.scipy.special.gammaln(s)}, "has no rule for 'lgamma', which score <lambda> or its derivative uses"),
+        ({"score": lambda s, i: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] / 2), (0, s))[1]}, "cannot differentiate score <lambda>: Reverse-mode"),
+        ({"tile": (128, 128), "H": 256}, "needs 262,144 bytes of shared memory, of 228,352 .* take narrower tiles"),
     ],
 )
 def test_what_it_refuses_it_says(options: Any, reason: str) -> None:

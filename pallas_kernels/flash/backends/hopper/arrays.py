@@ -1,7 +1,7 @@
 """The gradients of the scores' arrays: sums that other kernels keep beside their own, and a kernel for an array that varies over queries and keys.
 
     kernel     grid                                           a warpgroup's tile      sums up, over its list
-    dA         (heads|1, tiles of queries and keys, batch|1)  64 queries x bk keys    the array's gradient, over the rest of B * N
+    dA         (heads|1, batch|1, tiles of queries and keys)  64 queries x bk keys    the array's gradient, over the rest of B * N
 
 An array without a key axis is summed along dQ, one with a key axis and no query axis along dK: a sum for each row of a warpgroup's tile, `[features, 64]` in
 shared memory. They leave as `[B, N, features, T or S]`, and what the array lacks of that is summed afterwards.
@@ -88,7 +88,7 @@ def over_heads(launch: Launch, rows: tuple[jax.Array, ...], k: jax.Array, v: jax
     barriers = {"q": plgpu.Barrier(num_barriers=CONSUMERS), "do": plgpu.Barrier(num_barriers=CONSUMERS), **Stages.made(1, ("k", "v"))}
     lengths = [count * size for count, size in zip(launch.counts, launch.tile)]
     body = partial(attention_da, launch, h, others, n)
-    grid = {"head": h, "tile": launch.counts[0] * launch.counts[1], "batch": b}
+    grid = {"head": h, "batch": b, "tile": launch.counts[0] * launch.counts[1]}
     output = jax.ShapeDtypeStruct((b, h, *lengths), jnp.float32)
     (da,) = launch.run(body, "attention_da", grid, launch.scalars(lists), [*rows, k, v], [output], smem, barriers)
     return da[:, :, : launch.T, : launch.S]
@@ -131,15 +131,11 @@ def attention_da(
             queries, above = fetched({name: ref.at[batch, own, head] for name, ref in (("q", q), ("do", do))}, smem, barriers, warpgroup)
             s = product(queries, turned(stages.use("k", step)))
             stages.release("k", step)
-
-            def dp() -> jax.Array:
-                found = product(above, turned(stages.use("v", step)))
-                stages.release("v", step)
-                return found
-
+            values = stages.use("v", step)
             scalar_rows = [loaded(ref.at[batch, head, own], (0,)) for ref in (lse, delta)]
             at = At(batch, head, first, column * bk)
-            _, (array,) = gradients(launch, scalars, leaves, at, masked, [], [n], s, dp, *scalar_rows)
+            _, (array,) = gradients(launch, scalars, leaves, at, masked, [], [n], s, lambda: product(above, turned(values)), *scalar_rows)
+            stages.release("v", step)
             return acc + spread(array.one, s.shape)
 
         out = smem["out"].at[warpgroup]

@@ -1,8 +1,8 @@
 """Backward: two kernels that rebuild p from lse, each stationary in what it sums up, so that the sums stay on the chip and their order is fixed.
 
     kernel     grid                                     a warpgroup's tile      sums up, over its list
-    dQ         (heads, tiles of 128 queries, batch)     64 queries x bk keys    dQ = scale * dS.K
-    dK, dV     (kv heads, tiles of 128 keys, batch)     64 keys x bq queries    dK = scale * dS^T.Q, dV = P^T.dO, over the group's query heads too
+    dQ         (tiles of 128 queries, heads, batch)     64 queries x bk keys    dQ = scale * dS.K
+    dK, dV     (tiles of 128 keys, kv heads, batch)     64 keys x bq queries    dK = scale * dS^T.Q, dV = P^T.dO, over the group's query heads too
 
     dS = score'(S) * P * (dropout(dO.V^T) - delta)      delta = rowsum(dO * O) - dlse
 
@@ -50,7 +50,7 @@ def over_queries(launch: Launch, rows: Rows, k: jax.Array, v: jax.Array) -> tupl
     barriers = {"q": plgpu.Barrier(num_barriers=CONSUMERS), "do": plgpu.Barrier(num_barriers=CONSUMERS), **Stages.made(stages, ("k", "v"))}
     outputs = [jax.ShapeDtypeStruct(q.shape, dtype), *sum_outputs(launch, mine, launch.counts[0] * bq)]
     body = partial(attention_dq, launch, launch.listed(lists, launch.counts[0]), lists.order.shape[-1], stages, mine)
-    grid = {"head": launch.N, "row": launch.counts[0], "batch": launch.B}
+    grid = {"row": launch.counts[0], "head": launch.N, "batch": launch.B}
     dq, *sums = launch.run(body, "attention_dq", grid, launch.scalars(lists), [*rows, k, v], outputs, smem, barriers)
     return dq, {n: as_leaf(launch, part, n, T_AXIS) for n, part in zip(mine, sums)}
 
@@ -93,14 +93,10 @@ def attention_dq(
         def visit(masked: bool, step: Any, acc: Any) -> Any:
             keys = stages.use("k", step)
             s = product(queries, turned(keys))
-
-            def dp() -> jax.Array:
-                found = product(above, turned(stages.use("v", step)))
-                stages.release("v", step)
-                return found
-
+            values = stages.use("v", step)
             at = At(batch, head, first, first_key(step))
-            (ds,), arrays = gradients(launch, scalars, leaves, at, masked, ["ds"], mine, s, dp, *scalar_rows)
+            (ds,), arrays = gradients(launch, scalars, leaves, at, masked, ["ds"], mine, s, lambda: product(above, turned(values)), *scalar_rows)
+            stages.release("v", step)
             add_to(sums, arrays)
             acc = accumulate(acc, ds.astype(k.dtype), keys, _of(smem, "ds", warpgroup))
             stages.release("k", step)
@@ -133,7 +129,7 @@ def over_keys(
     outputs = [jax.ShapeDtypeStruct(a.shape, dtype) for name, a in (("dk", k), ("dv", v)) if name in wanted]
     outputs += sum_outputs(launch, mine, launch.counts[1] * bk)
     body = partial(attention_dkv, launch, launch.listed(lists, launch.counts[1]), lists.order.shape[-1], stages, mine, wanted)
-    grid = {"group": launch.K, "column": launch.counts[1], "batch": launch.B}
+    grid = {"column": launch.counts[1], "group": launch.K, "batch": launch.B}
     found = launch.run(body, f"attention_{'_'.join(wanted)}", grid, launch.scalars(lists), [*rows, k, v], outputs, smem, barriers)
     sums = found[len(wanted) :]
     return found[: len(wanted)], {n: as_leaf(launch, part, n, S_AXIS) for n, part in zip(mine, sums)}

@@ -1,6 +1,6 @@
 """Forward: for each tile of queries, a running softmax over the tiles of keys on its list.
 
-    grid                (heads, tiles of 128 queries, batch); tiles with the most keys of a causal mask start first
+    grid                (tiles of 128 queries, heads, batch), the last fastest; under a causal mask the longest lists start first
     warpgroups 0, 1     64 queries each: products, softmax
     warpgroup 2         copies tiles of keys and values, `stages` ahead
     shared memory       q [2, 64, H], k [stages, bk, H], v [stages, bk, Hv], o [2, 64, Hv] (in q's place where H = Hv)
@@ -18,7 +18,7 @@ Per step, in base 2, c = scale * log2(e):
     t = c * q.k^T    m' = max(m, rowmax t)    p = 2^(t - m')    l' = l * 2^(m - m') + rowsum p    acc' = acc * 2^(m - m') + dropout(p).v
     o = acc / l      lse = (m + log2 l) / log2(e)
 
-Reference: Shah et al., arXiv:2407.08608, sections 3.1 and 3.2.
+Reference: Shah et al., arXiv:2407.08608, section 3.1.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def forward(launch: Launch, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax
     stages, smem = staged(memory)
     barriers = {"q": plgpu.Barrier(num_barriers=CONSUMERS), "turn": plgpu.Barrier(num_arrivals=CONSUMERS), **Stages.made(stages, ("k", "v"))}
     body = partial(attention_forward, launch, launch.listed(lists, launch.counts[0]), lists.order.shape[-1], stages)
-    grid = {"head": launch.N, "row": launch.counts[0], "batch": launch.B}
+    grid = {"row": launch.counts[0], "head": launch.N, "batch": launch.B}
     outputs = [jax.ShapeDtypeStruct((*q.shape[:3], Hv), dtype), jax.ShapeDtypeStruct((launch.B, launch.N, launch.counts[0] * bq), jnp.float32)]
     inputs = [q, k, v] if sinks is None else [q, k, v, sinks.astype(jnp.float32)]
     o, lse = launch.run(body, "attention_forward", grid, launch.scalars(lists), inputs, outputs, smem, barriers)

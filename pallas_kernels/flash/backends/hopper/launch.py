@@ -2,8 +2,7 @@
 
 q, k, v, o and their gradients lie as the user has them, `[B, T, N, .]`, `[B, S, K, .]`: the copy engine takes slices of rows. What masks and scores read
 lies `[B|1, N|1, *features, T, S]`, for a tile on its side with S before T, without the axes along which it does not vary; each warpgroup reads its part
-straight into registers. That memory is not guarded at its ends, so the last places are repeated, and what varies over both axes gets zeros, up to whole
-tiles.
+straight into registers. That memory is not guarded at its ends, so the last places are repeated up to whole tiles.
 """
 
 import math
@@ -117,7 +116,11 @@ class Launch(Tiled):
         self, body: Callable[..., None], name: str, grid: dict[str, int], scalars: Scalars, inputs: Sequence[Any], outputs: Sequence[Any],
         smem: dict[str, Any], barriers: dict[str, Any],
     ) -> list[Any]:  # fmt: skip
-        """Launches `body(scalars, inputs, leaves, outputs, smem, barriers)` on every place of the grid, by two warpgroups that compute and one that copies."""
+        """Launches `body(scalars, inputs, leaves, outputs, smem, barriers)` on every place of the grid, by two warpgroups that compute and one that copies.
+
+        Bodies rely on the compiler's own barriers: the threads of a warpgroup meet before and after each of its stores to shared memory and before each copy
+        out of it, so that a buffer may be written again. exp2, log2, division and square roots are the chip's approximate ones, to 2 units in the last place.
+        """
         counts = np.cumsum([0, len(scalars), len(inputs), len(self.arrays), len(outputs)])
 
         def kernel(*refs: Any) -> None:
@@ -135,7 +138,7 @@ class Launch(Tiled):
                 num_threads=CONSUMERS + 1,
                 thread_name="warpgroup",
                 kernel_name=name,
-                compiler_params=plgpu.CompilerParams(approx_math=True),
+                compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=False),
                 interpret=None if for_a_gpu() else interpreter(),
             )(*scalars, *inputs, *self.arrays)
 
@@ -186,10 +189,7 @@ def _stored(a: Any, tile: tuple[int, int], counts: tuple[int, int], upright: boo
     elif jnp.issubdtype(a.dtype, jnp.floating):
         a = a.astype(jnp.float32)
     lengths = [count * size for count, size in zip(counts, tile)]
-    if min(a.shape[T_AXIS], a.shape[S_AXIS]) > 1:
-        a = jnp.pad(a, [(0, 0), (0, 0), *((0, m - n) for m, n in zip(lengths, a.shape[2:4])), *((0, 0) for _ in a.shape[4:])])
-    else:
-        a = pad(pad(a, T_AXIS, lengths[0]), S_AXIS, lengths[1])
+    a = pad(pad(a, T_AXIS, lengths[0]), S_AXIS, lengths[1])
     a = jnp.moveaxis(a, (T_AXIS, S_AXIS), (-2, -1) if upright else (-1, -2))
     return a.reshape(*a.shape[:-2], *(n for n in a.shape[-2:] if n > 1))
 

@@ -5,13 +5,18 @@ head dimension, and of s, p, dP, dS and whatever a user's function makes of them
 those at which scripts/compile_kernels.py finds no register spilled.
 """
 
+import math
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.flash.masks import Leaf, Mask
 from pallas_kernels.flash.platform import made_for
-from pallas_kernels.flash.request import Request
+from pallas_kernels.flash.request import Request, float_arrays
+from pallas_kernels.flash.scores import Score
 from pallas_kernels.flash.tiles import flow_back, operand_shapes
 
 CONSUMERS, ROWS = 2, 64
@@ -21,6 +26,7 @@ COMPUTING, COPYING = 240, 24
 SHARED = 232_448 - 4096
 # Features of an array: each is a number, or vector, of its own in registers.
 FEATURES = 64
+# By name only where a program is made for a chip that is not here; those that are here tell their compute capability.
 CHIPS = ("H100", "H200", "H20", "H800", "GH200")
 
 
@@ -35,18 +41,26 @@ class Tiles(NamedTuple):
 
 
 def choose(request: Request) -> Tiles:
-    """The tiles that keep everything on the chip; `request.tile` replaces those of queries."""
+    """The tiles that keep everything on the chip; `request.tile` replaces those of queries.
+
+    Widths are those of heads. `busy`: scores or dropout keep more matrices alive. `crowded`: masks' arrays take registers too. `table`: a lookup takes most.
+    """
     wide = _up(max(request.sizes["H"], request.sizes["Hv"]), 16)
     busy = bool(request.score) or request.dropout is not None
-    table = any(len(jnp.shape(a)) > 4 for a in jax.tree.leaves((request.score, request.mask)))
-    forward = (64 if wide <= 192 else 32) if busy else (128 if wide <= 128 else 64)
     crowded = busy or bool(jax.tree.leaves((request.mask, request.q_positions, request.kv_positions)))
-    dq = 64 if wide <= 128 else 16 if wide > 192 and crowded else 32
-    dkv = (64 if wide <= 64 else 32) // (2 if table else 1)
-    rows = CONSUMERS * ROWS
+    table = any(len(jnp.shape(a)) > 4 for a in jax.tree.leaves((request.score, request.mask)))
+    if wide <= 64:
+        forward, dq, dkv, da = 64 if busy else 128, 64, 64, 64
+    elif wide <= 128:
+        forward, dq, dkv, da = 64 if busy else 128, 64, 32, 32
+    elif wide <= 192:
+        forward, dq, dkv, da = 64, 32, 32, 32
+    else:
+        forward, dq, dkv, da = 32 if busy else 64, 16 if crowded else 32, 32, 16
+    dkv, rows, separate = dkv // 2 if table else dkv, CONSUMERS * ROWS, wide > 128
     if request.tile is not None:
-        return Tiles(request.tile, request.tile, (min(dkv, request.tile[1]), rows), request.tile, wide > 128)
-    return Tiles((rows, forward), (rows, dq), (dkv, rows), (rows, dq if wide <= 64 else min(dq, 32)), wide > 128)
+        return Tiles(request.tile, request.tile, (min(dkv, request.tile[1]), rows), request.tile, separate)
+    return Tiles((rows, forward), (rows, dq), (dkv, rows), (rows, da), separate)
 
 
 def misfit(request: Request) -> str | None:
@@ -56,25 +70,50 @@ def misfit(request: Request) -> str | None:
     if (wide := max(request.sizes["H"], request.sizes["Hv"])) > 256:
         return f"takes head dimensions up to 256, received {wide}"
     for a in jax.tree.leaves((request.mask, request.score)):
-        shape, features = jnp.shape(a), int(jnp.size(a) and jnp.size(jnp.zeros(jnp.shape(a)[4:], bool)))
-        if features > FEATURES:
-            return f"takes arrays with up to {FEATURES} features, received {features} in shape {shape}"
-        if len(shape) > 4 and min(shape[2:4]) > 1:
-            return f"takes no features of arrays that vary over queries and keys, received shape {shape}"
-    if name := _unknown(request):
-        return f"has no rule for '{name}', which a function of a mask or score uses"
+        if math.prod(jnp.shape(a)[4:]) > FEATURES:
+            return f"takes arrays with up to {FEATURES} features, received {math.prod(jnp.shape(a)[4:])}"
+        if jnp.ndim(a) > 4 and min(jnp.shape(a)[2:4]) > 1:
+            return f"takes no features of arrays that vary over queries and keys, received features {jnp.shape(a)[4:]}"
+    if reason := next(filter(None, map(partial(_unknown, request), _functions(request))), None):
+        return reason
+    if (bytes_ := needs(request)) > SHARED:
+        how = "take narrower tiles, such as tile=(128, 32)" if request.tile else "the sums of the gradients of arrays with features take much of it"
+        return f"needs {bytes_:,} bytes of shared memory, of {SHARED:,} that a block of threads may have; {how}"
     return None
 
 
-def _unknown(request: Request) -> str | None:
-    """The first operation of the request's functions and their derivatives that the kernels cannot do."""
+def needs(request: Request) -> int:
+    """Bytes of shared memory that the largest of the kernels takes at least, with one tile visited at a time."""
+    H, Hv = (_up(request.sizes[name], 16) for name in ("H", "Hv"))
+    tiles, rows = choose(request), CONSUMERS * ROWS
+    entries = [math.prod(a.shape[4:]) for a in float_arrays(request.score) if min(a.shape[2:4]) == 1]
+    forward = 2 * (rows * (H + (Hv if Hv != H else 0)) + tiles.forward[1] * (H + Hv)) + 4 * rows
+    backward = 2 * (rows + max(tiles.dq[1], tiles.dkv[0])) * (H + Hv) + 4 * rows * sum(entries)
+    da = 2 * (rows + tiles.da[1]) * (H + Hv) + 4 * rows * tiles.da[1]
+    return max(forward, backward, da if len(entries) < len(float_arrays(request.score)) else 0)
+
+
+def _functions(request: Request) -> list[tuple[str, Mask | None, tuple[Score, ...]]]:
+    """Each mask and score by itself, with its name."""
+    leaves = jax.tree.leaves(request.mask, is_leaf=lambda x: isinstance(x, Leaf))
+    return [(f"mask {m.function.name}", m, ()) for m in leaves] + [(f"score {x.function.name}", None, (x,)) for x in request.score]
+
+
+def _unknown(request: Request, function: tuple[str, Mask | None, tuple[Score, ...]]) -> str | None:
+    """Why the kernels cannot do what a function, or its derivative, does."""
     from pallas_kernels.flash.backends.hopper.rules import unknown
 
+    name, mask, score = function
     tile = (ROWS, 32)
-    operands = operand_shapes(request, tile)
+    operands = operand_shapes(replace(request, mask=mask, score=score), tile)
     square, rows = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (tile, (ROWS, 1)))
-    closed = jax.make_jaxpr(lambda *a: flow_back(a[0], None, True, *a[1:]))(operands, square, square, rows, rows)
-    return unknown(closed.jaxpr)
+    try:
+        closed = jax.make_jaxpr(lambda *a: flow_back(a[0], None, True, *a[1:]))(operands, square, square, rows, rows)
+    except Exception as error:  # whatever a user's function raises when it is differentiated
+        return f"cannot differentiate {name}: {str(error).partition(chr(10))[0]}"
+    primitive = unknown(closed.jaxpr)
+    hint = "; pallas_kernels.lookup picks from an array" if primitive in ("gather", "dynamic_slice", "scatter-add") else ""
+    return primitive and f"has no rule for '{primitive}', which {name} or its derivative uses{hint}"
 
 
 def for_a_gpu() -> bool:

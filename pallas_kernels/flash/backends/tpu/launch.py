@@ -3,7 +3,7 @@
 q and o lie `[B, N, T, .]`, k and v `[B, K, S, .]`, in device memory; a tile of each is copied to VMEM for every step of the grid. What masks and scores
 read lies as `place` made it, `[B|1, N|1, T|1, S|1, *features]`, except that an array which varies over queries alone lies as a row and is turned in the
 kernel: as a column each of its elements would fill a register's row of 128 lanes. What varies over queries or over keys is lengthened to whole tiles by
-repeating its last place; what varies over both is as long as the user made it, and zeroed on the chip beyond the ends, as q, k and v are.
+repeating its last place; what varies over both is as long as the user made it, and gets a number of the tile beyond the ends: a function may divide by it.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ class Launch(Tiled):
         if shape[T_AXIS] > 1 and shape[S_AXIS] > 1 and any(self.ragged):
             places = (first[axis] + jax.lax.broadcasted_iota(jnp.int32, self.tile, axis) for axis in (0, 1))
             inside = jnp.logical_and(*(place < length for place, length in zip(places, (self.T, self.S))))
-            value = jnp.where(inside.reshape(*self.tile, *(1 for _ in shape[4:])), value, 0)
+            value = jnp.where(inside.reshape(*self.tile, *(1 for _ in shape[4:])), value, value[:1, :1])
         return value != 0 if boolean else value
 
     def run(

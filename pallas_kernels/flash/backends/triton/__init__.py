@@ -29,7 +29,15 @@ def supports(request: Request) -> str | None:
         return f"takes bfloat16, float16 and float32, received {request.q.dtype}"
     if (width := max(request.sizes["H"], request.sizes["Hv"])) > WIDEST:
         return f"takes head dimensions up to {WIDEST}, received {width}"
-    return misfit(request) or unknown(request) or _missing()
+    return misfit(request) or unknown(request) or _missing() or _too_old()
+
+
+def _too_old() -> str | None:
+    """The name of the GPU here, if it is older than what the kernels are for."""
+    if jax.default_backend() != "gpu":
+        return None
+    device = jax.local_devices()[0]
+    return f"needs a GPU of compute capability 8.0 or later, this is {device.device_kind}" if float(device.compute_capability) < 8 else None
 
 
 def _missing() -> str | None:

@@ -3,7 +3,9 @@
     mask    ("sliding_window", left, right)  ("segments", ids of queries, ids of keys)  ("causal",)  ...
     score   ("softcap", cap)  ("alibi", slopes)  ("bias", array)
 
-An array is a `Read`.
+An array is a `Read`. What is bound to a function comes first, in the order of its names, then its arrays, in theirs.
+
+A new kind has its line in `KINDS` and its case in tile.py: a mask in `allowed_by`; a score in `scored_by`, `by_array` and `by_score`.
 """
 
 from collections.abc import Iterator
