@@ -242,6 +242,10 @@ def test_wider_heads_and_functions_have_narrower_tiles(request_: Any, keys: tupl
 Q = np.ones((1, 300, 2, 64), jnp.bfloat16)
 
 
+def halved_thrice(s: Any, i: Any) -> Any:
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] / 2), (0, s))[1]
+
+
 @interpreted
 @pytest.mark.parametrize(
     ("options", "reason"),
@@ -256,7 +260,7 @@ Q = np.ones((1, 300, 2, 64), jnp.bfloat16)
             r"takes no features of arrays that vary over queries and keys, received features \(2,\)",
         ),
         ({"score": lambda s, i: s + jax.scipy.special.gammaln(s)}, "has no rule for 'lgamma', which score <lambda> or its derivative uses"),
-        ({"score": lambda s, i: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] / 2), (0, s))[1]}, "cannot differentiate score <lambda>: Reverse-mode"),
+        ({"score": halved_thrice}, "cannot differentiate score halved_thrice: Reverse-mode"),
         ({"tile": (128, 128), "H": 256}, "needs 262,144 bytes of shared memory, of 228,352 .* take narrower tiles"),
     ],
 )
