@@ -281,7 +281,8 @@ def table(backend: str, results: list[Built]) -> str:
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     lengths = ", ".join(f"{n:,}" for n in sorted({r.length for r in results}))
     most = max((k.memory for r in results for k in r.kernels), default=0)
-    memory = f"{most / 2**20:.1f} MiB of VMEM" if backend == "tpu" else f"{most / 2**10:.0f} KiB of shared memory, no register spilled, no wgmma serialised"
+    memory = f"{most / 2**20:.1f} MiB of VMEM" if backend == "tpu" else f"{most / 2**10:.0f} KiB of shared memory, no register spilled"
+    memory += ", no wgmma serialised" if backend == "hopper" else ""
     lines.append(f"\nForward and backward at T = S = {lengths}, {N} query and {K} key heads, jax {jax.__version__}; at most {memory}.")
     return "\n".join(lines)
 
