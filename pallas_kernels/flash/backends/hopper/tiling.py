@@ -57,7 +57,9 @@ def choose(request: Request) -> Tiles:
         forward, dq, dkv, da = 64, 32, 32, 32
     else:
         forward, dq, dkv, da = 32 if busy else 64, 16 if crowded else 32, 32, 16
-    dkv, rows, separate = dkv // 2 if table else dkv, CONSUMERS * ROWS, wide > 128
+    if table:
+        dq, dkv = dq if wide <= 64 else min(dq, 32), dkv // 2
+    rows, separate = CONSUMERS * ROWS, wide > 128
     if request.tile is not None:
         return Tiles(request.tile, request.tile, (min(dkv, request.tile[1]), rows), request.tile, separate)
     return Tiles((rows, forward), (rows, dq), (dkv, rows), (rows, da), separate)
