@@ -8,14 +8,30 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer_jax.analysis import Cost, Growth, activation_bytes, complexity, costs, crossings, flops, part_of, peak, plot_flops
+from transformer_jax.analysis import (
+    CacheBytes,
+    Cost,
+    Growth,
+    activation_bytes,
+    cache_bytes,
+    complexity,
+    costs,
+    crossings,
+    describe,
+    flops,
+    part_of,
+    peak,
+    plot_flops,
+)
 from transformer_jax.layers import (
     Attention,
     Causal,
     CrossAttention,
     Dense,
+    Experts,
     Gated,
     Group,
+    LatentAttention,
     LayerNorm,
     Linear,
     Mixer,
@@ -88,6 +104,22 @@ def test_a_gpt_by_hand() -> None:
     assert sum(found.values(), Cost()).parameters == 12 * L * D**2 + 2 * D * (2 * L + 1) + V * D
 
 
+def test_experts_by_hand() -> None:
+    """Each token goes through 2 of 5 gated MLPs, whose parameters all count, the router and the shared MLP."""
+    made = config(Attention(4, mask=Causal()), Experts(Gated(7), num_experts=5, shared=Dense(11), load_balance_loss=0.1, z_loss=0.1))
+    found, tokens = by_name(costs(made.make(), batch=B, length=T)), B * T
+    assert {name: cost.forward for name, cost in found.items() if ".1" in name} == {
+        "stack 0.1 Gated": L * tokens * 2 * 3 * 2 * D * 7,
+        "stack 0.1 SoftmaxRouter": L * tokens * 2 * D * 5,
+        "stack 0.1 Dense": L * tokens * 4 * D * 11,
+    }
+    assert all(cost.training == 3 * cost.forward for cost in found.values())
+    assert found["stack 0.1 Gated"].parameters == L * 5 * 3 * D * 7 and found["stack 0.1 SoftmaxRouter"].parameters == L * D * 5
+    grows = by_name(complexity(made, length=33))["stack 0.1 Gated"]
+    assert grows.compute == Growth(L * 2 * 3 * 2 * D * 7, 0)
+    assert peak(made.make(), batch=B, length=T).training > L * 5 * 3 * D * 7 * 4
+
+
 @pytest.mark.slow
 def test_a_translator_by_hand() -> None:
     """Source and target of T tokens: three attentions a layer, of which one makes its keys and values from the source."""
@@ -104,6 +136,23 @@ def test_a_translator_by_hand() -> None:
     grows = complexity(TRANSLATOR, length=T)
     assert by_name(grows)["decoder 0.1 CrossAttention"].compute == Growth(linear=L * 8 * D**2, square=L * 4 * D)
     assert crossings(grows) == {"the MLPs": 32 * D / 12, "all other products of the layers": 56 * D / 12}
+
+
+def test_latents_and_sinks_by_hand_and_described() -> None:
+    """Down to the latents and a shared key, up to heads, scores and values of different widths, and out; a cache of the latents and that key."""
+    n, q, kv, nope, rope, value = 3, 13, 7, 5, 4, 2
+    latent = LatentAttention(n, q_rank=q, kv_rank=kv, nope_head_dim=nope, rope_head_dim=rope, value_head_dim=value, mask=Causal(), sinks=True)
+    model = config(latent, Dense(4 * D)).make()
+    found = by_name(costs(model, batch=B, length=T))["stack 0.0 LatentAttention"]
+    weights = D * q + q * n * (nope + rope) + D * (kv + rope) + kv * n * (nope + value) + n * value * D
+    assert found.parameters == L * (weights + q + kv + n)
+    assert found.forward == B * T * L * (2 * weights + 2 * T * n * (nope + rope + value))
+    assert found.training == 3 * found.forward
+    grows = complexity(model.config, length=T)
+    assert by_name(grows)["stack 0.0 LatentAttention"].compute == Growth(linear=L * 2 * weights, square=L * 2 * n * (nope + rope + value))
+    assert cache_bytes(model)["latent"] == CacheBytes(per_token=L * (kv + rope) * 4, fixed=0)
+    text = describe(model, grows, batch=B, length=T)
+    assert "LatentAttention(3, sinks=True, q_rank=13, kv_rank=7" in text and f"{found.parameters:,}" in text
 
 
 def test_parts_sum_to_the_whole(cases: dict[str, Any], name: str) -> None:

@@ -50,6 +50,15 @@ def test_the_count_is_that_of_the_compiled_program(program: Callable[..., Any], 
     assert sum(flops(it.fn, *it.args).values()) == pytest.approx(products_in(it.compiled.as_text()), rel=0.02)
 
 
+def test_a_product_of_rows_in_groups_costs_what_one_group_would_and_so_does_each_of_its_gradients() -> None:
+    """R rows of K by G matrices of K x N."""
+    R, K, N, G = 13, 7, 5, 3
+    rows, kernel, sizes = jnp.zeros((R, K)), jnp.zeros((G, K, N)), jnp.zeros(G, jnp.int32)
+    assert flops(jax.lax.ragged_dot, rows, kernel, sizes) == {(): 2 * R * K * N}
+    gradients = jax.grad(lambda rows, kernel, sizes: jax.lax.ragged_dot(rows, kernel, sizes).sum(), (0, 1))
+    assert flops(gradients, rows, kernel, sizes) == {(): 3 * 2 * R * K * N}
+
+
 def test_each_product_is_found_at_the_module_that_makes_it(normal: Callable[..., jax.Array]) -> None:
     """By hand: B 2, T 7, D 15, N 3 heads of H 5, one of keys and values."""
     model = Attention(3, mask=Causal(), num_kv_heads=1).make(Build(d_model=15, backend="reference"))

@@ -9,7 +9,7 @@ import pytest
 
 from transformer_jax.evaluation import attention_probabilities
 from transformer_jax.evaluation.attention_maps import place_of
-from transformer_jax.layers import Attention, Branch, Causal, CrossAttention, Dense, Group, NoMask, Parallel, Residual, RMSNorm, Stack
+from transformer_jax.layers import Attention, Branch, Causal, CrossAttention, Dense, Group, LatentAttention, NoMask, Parallel, Residual, RMSNorm, Rope, Stack
 from transformer_jax.models import DecoderOnlyConfig, EncoderDecoderConfig, ModelConfig, unstacked
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -102,6 +102,16 @@ def test_the_first_layers_probabilities_are_the_softmax_of_its_scores(filled: An
     q, k = (np.einsum("td,dnh->nth", table[:T], layer[name]["kernel"]) for name in ("query", "key"))
     e = np.exp(np.einsum("nth,nsh->nts", q, k) / 2) * np.tri(T)
     close(p[0], e / e.sum(-1, keepdims=True))
+
+
+def test_those_of_latent_attention_are_shown_and_leave_the_sinks_their_share(filled: Any, close: Any) -> None:
+    latent = LatentAttention(3, kv_rank=5, nope_head_dim=3, rope_head_dim=2, value_head_dim=7, mask=Causal(), position=Rope(), sinks=True)
+    config = decoder(Group(2, (Residual(latent, pre=RMSNorm()),)))
+    found, apart = (probabilities(config, filled, *layout) for layout in ((), (unstacked,)))
+    assert [(place_of(config, path).kind, p.shape) for path, p in found.items()] == 2 * [(LatentAttention, (B, 3, T, T))]
+    close(found, apart)
+    sums = np.stack([np.asarray(p).sum(-1) for p in found.values()])
+    assert (sums < 0.999).all()
 
 
 def test_a_model_without_attention_has_none(filled: Any) -> None:

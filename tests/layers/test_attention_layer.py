@@ -14,6 +14,7 @@ from transformer_jax.layers import (
     Build,
     Causal,
     Context,
+    CrossAttention,
     LayerNorm,
     NoMask,
     RelativeBias,
@@ -22,6 +23,7 @@ from transformer_jax.layers import (
     SlidingWindow,
     Softcap,
 )
+from transformer_jax.precision import Precision
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -89,15 +91,18 @@ def test_values_and_gradients_equal_flax_with_the_same_weights(close, normal, fi
     close(gradients, other_gradients, times=3)
 
 
-def attend(params, x, config, *, allowed, score=lambda s: s, normalise=lambda q: q, turn=lambda q: q, scale=None):
+def attend(params, x, config, *, allowed, memory=None, score=lambda s: s, normalise=lambda q: q, turn=lambda q: q, scale=None):
     """The module's formula in numpy, float64."""
     p, x = jax.tree.map(lambda a: np.asarray(a, np.float64), params), np.asarray(x, np.float64)
-    q, k, v = (np.einsum("btd,dnh->btnh", x, p[name]["kernel"]) for name in ("query", "key", "value"))
+    seen = x if memory is None else np.asarray(memory, np.float64)
+    q, k, v = (np.einsum("btd,dnh->btnh", a, p[name]["kernel"]) for name, a in (("query", x), ("key", seen), ("value", seen)))
     q, k = (turn(normalise(a)) for a in (q, k))
     k, v = (np.repeat(a, config.num_heads // config.kv_heads, axis=2) for a in (k, v))
     s = score(np.einsum("btnh,bsnh->bnts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale))
     e = np.where(allowed, np.exp(s - s.max(-1, keepdims=True)), 0)
     total = e.sum(-1, keepdims=True)
+    if config.sinks:
+        total = total + np.exp(p["sinks"][:, None, None] - s.max(-1, keepdims=True))
     o = np.einsum("bnts,bsnh->btnh", e / np.where(total == 0, 1, total), v)
     return np.einsum("btnh,nhd->btd", o, p["out"]["kernel"])
 
@@ -141,15 +146,19 @@ def test_scale_replaces_head_dim_to_the_minus_a_half(close, normal, filled):
     compare(close, normal, filled, Attention(2, mask=Causal(), head_dim=5, scale=1.7), allowed=CAUSAL, scale=1.7)
 
 
-def test_queries_and_keys_are_normed_before_they_are_turned(close, normal, filled):
-    config = Attention(2, mask=Causal(), head_dim=6, num_kv_heads=1, qk_norm=RMSNorm(1e-3), position=Rope(100.0, fraction=0.7))
+@pytest.mark.parametrize("over", ["head", "heads"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_queries_and_keys_are_normed_by_head_or_all_heads_at_once_before_they_are_turned(close, normal, filled, over, kv_heads):
+    config = Attention(4, mask=Causal(), head_dim=6, num_kv_heads=kv_heads, qk_norm=RMSNorm(1e-3), qk_norm_over=over, position=Rope(100.0, fraction=0.7))
     module, x = layer(config), normal(B, T, D)
     variables = filled(module, x, Context())
     positions = np.asarray([np.arange(T) + 5, np.arange(T)[::-1]])
     scales = [np.asarray(variables["params"][name]["scale"], np.float64) for name in ("query_norm", "key_norm")]
+    assert [scale.shape for scale in scales] == ([(6,), (6,)] if over == "head" else [(24,), (kv_heads * 6,)])
 
     def normalise(a):
-        return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-3) * scales[0 if a.shape[2] == 2 else 1]
+        scale, axes = scales[0 if a.shape[2] == 4 else 1], -1 if over == "head" else (-2, -1)
+        return a / np.sqrt((a * a).mean(axes, keepdims=True) + 1e-3) * (scale if over == "head" else scale.reshape(a.shape[2:]))
 
     def turn(a):
         angle = positions[:, :, None, None] * 100.0 ** (-np.arange(0, 4, 2) / 4)
@@ -159,6 +168,60 @@ def test_queries_and_keys_are_normed_before_they_are_turned(close, normal, fille
     y = jax.jit(module.apply)(variables, x, Context(positions=jnp.asarray(positions)))
     allowed = (positions[:, None, :] <= positions[:, :, None])[:, None]
     close(y, attend(variables["params"], x, config, allowed=allowed, normalise=normalise, turn=turn))
+
+
+@pytest.mark.parametrize("mask", [Causal(), ~Causal()], ids=["causal", "a_row_with_nothing_allowed"])
+def test_sinks_take_their_share_of_each_head_s_probabilities_and_have_no_value(close, normal, filled, mask):
+    config = Attention(6, mask=mask, head_dim=5, num_kv_heads=2, sinks=True, score=(Softcap(0.5),))
+    compare(close, normal, filled, config, allowed=CAUSAL if mask == Causal() else ~CAUSAL, score=lambda s: 0.5 * np.tanh(s / 0.5))
+
+
+def test_sinks_have_a_gradient_start_at_0_and_are_read_in_float32(close, normal, filled):
+    config, x = Attention(3, mask=Causal(), head_dim=5, sinks=True), normal(B, T, D)
+    module = layer(config, backend="auto")
+    params = filled(module, x, Context())["params"]
+    assert params["sinks"].shape == (3,)
+    assert not module.init(jax.random.key(0), x, Context())["params"]["sinks"].any()
+
+    def total(sinks):
+        return (module.apply({"params": {**params, "sinks": sinks}}, x, Context()) ** 2).sum()
+
+    def expected(sinks):
+        return (attend({**params, "sinks": sinks}, x, config, allowed=CAUSAL) ** 2).sum()
+
+    step = 1e-4 * np.eye(3)
+    sinks = np.asarray(params["sinks"], np.float64)
+    close(jax.jit(jax.grad(total))(params["sinks"]), [(expected(sinks + d) - expected(sinks - d)) / 2e-4 for d in step], times=3)
+    low = layer(config, backend="auto", precision=Precision("bfloat16", compute="bfloat16"))
+    sinks = jax.make_jaxpr(low.apply)({"params": jax.tree.map(lambda a: a.astype("bfloat16"), params)}, x.astype("bfloat16"), Context())
+    assert "f32[3]" in str(sinks)
+
+
+def test_sinks_count_in_attention_to_a_memory_and_in_what_is_shown_of_probabilities(close, normal, filled):
+    config = CrossAttention(2, head_dim=5, sinks=True)
+    module, x, memory = layer(config), normal(B, T, D), normal(B, 7, D, seed=1)
+    context = Context(memory=memory)
+    variables = filled(module, x, context)
+    y, state = module.apply(variables, x, context, mutable=["intermediates"])
+    expected = partial(attend, x=x, config=config, allowed=np.ones((T, 7), bool), memory=memory)
+    close(y, expected(variables["params"]))
+    shown = np.asarray(state["intermediates"]["probabilities"][0])
+    v = np.einsum("bsd,dnh->bsnh", memory, variables["params"]["value"]["kernel"])
+    close(jnp.einsum("btnh,nhd->btd", np.einsum("bnts,bsnh->btnh", shown, v), variables["params"]["out"]["kernel"]), np.asarray(y, np.float64))
+    assert shown.sum(-1).mean() < 0.98
+
+
+def test_queries_and_keys_of_a_memory_are_normed_over_all_heads_at_once(close, normal, filled):
+    config = CrossAttention(4, head_dim=3, num_kv_heads=2, qk_norm=RMSNorm(1e-3), qk_norm_over="heads")
+    module, x, memory = layer(config), normal(B, T, D), normal(B, 7, D, seed=1)
+    variables = filled(module, x, Context(memory=memory))
+    scales = {n: np.asarray(variables["params"][name]["scale"], np.float64).reshape(n, 3) for n, name in ((4, "query_norm"), (2, "key_norm"))}
+
+    def normalise(a):
+        return a / np.sqrt((a * a).mean((-2, -1), keepdims=True) + 1e-3) * scales[a.shape[2]]
+
+    y = jax.jit(module.apply)(variables, x, Context(memory=memory))
+    close(y, attend(variables["params"], x, config, allowed=np.ones((T, 7), bool), memory=memory, normalise=normalise))
 
 
 SLOPES = np.asarray([2.0**-4, 2.0**-8])[:, None, None]

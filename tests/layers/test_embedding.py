@@ -34,12 +34,33 @@ def test_learned_positions_are_added_after_the_scale(close, filled):
     assert p["position"]["embedding"].shape == (L, D)
 
 
-def test_sinusoidal_positions_are_added_and_interleaved(close, filled):
-    y, p = run(Embedding(Sinusoidal(37.0)), filled)
+def test_a_learned_table_may_have_rows_before_that_of_position_0(close, filled):
+    y, p = run(Embedding(Learned(offset=2)), filled)
+    assert p["position"]["embedding"].shape == (L + 2, D)
+    close(y, p["embedding"][TOKENS] + p["position"]["embedding"][np.asarray(POSITIONS) + 2])
+    y, _ = run(Embedding(Learned(offset=2)), filled, positions=jnp.asarray([[0, L - 1, L, -1, -2], [0, 1, 2, 3, 100]]))
+    np.testing.assert_array_equal(np.isnan(y).all(-1), [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]])
+    with pytest.raises(ValueError, match=r"Learned.offset: expected at least 0, received -1"):
+        Learned(offset=-1)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_sinusoidal_positions_are_added_interleaved_or_sines_first(close, filled, interleaved):
+    y, p = run(Embedding(Sinusoidal(37.0, interleaved=interleaved)), filled)
     angle = np.asarray(POSITIONS)[..., None] / 37.0 ** (np.arange(0, D, 2) / D)
+    sines, cosines = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(D // 2), slice(D // 2, None))
     waves = np.zeros((*POSITIONS.shape, D))
-    waves[..., 0::2], waves[..., 1::2] = np.sin(angle), np.cos(angle)
+    waves[..., sines], waves[..., cosines] = np.sin(angle), np.cos(angle)
     close(y, p["embedding"][TOKENS] + waves)
+
+
+def test_the_norm_is_of_the_sum_of_tokens_positions_and_types(close, filled):
+    config, types = Embedding(Learned(), norm=RMSNorm(), token_types=3, scale=True), jnp.asarray([[0, 2, 1, 1, 0], [2, 2, 0, 1, 2]])
+    module = config.make(BUILD, V)
+    variables = filled(module, TOKENS, POSITIONS, types)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+    x = p["embedding"][TOKENS] * D**0.5 + p["position"]["embedding"][POSITIONS] + p["token_types"][types]
+    close(jax.jit(module.apply)(variables, TOKENS, POSITIONS, types), x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"])
 
 
 def test_the_norm_is_of_the_sum(close, filled):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
-from transformer_jax.layers import Build, Context, Dense, Gated
+from transformer_jax.layers import Build, Context, Dense, FeedForward, Gated, NoMlp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 D, F = 19, 23
@@ -40,6 +41,44 @@ def test_gated_is_down_of_activation_of_gate_times_up(close, normal, filled, act
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
     x64 = np.asarray(x, np.float64)
     close(jax.jit(module.apply)(variables, x, Context()), linear(ACTIVATIONS[activation](linear(x64, p["gate"])) * linear(x64, p["up"]), p["down"]))
+
+
+def test_a_limit_cuts_the_gate_above_and_up_on_both_sides_before_the_offset_is_added(close, normal, filled):
+    config = Gated(F, activation="quick_gelu", bias=True, limit=1.5, up_offset=1.0)
+    module, x = config.make(Build(D)), normal(2, 5, D)
+    variables = filled(module, x, Context())
+    p, x64 = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"]), np.asarray(x, np.float64)
+    gate, up = linear(x64, p["gate"]), linear(x64, p["up"])
+    assert gate.min() < -1.5 and gate.max() > 1.5 and up.min() < -1.5 and up.max() > 1.5
+    gate, up = np.where(gate > 1.5, 1.5, gate), np.where(np.abs(up) > 1.5, 1.5 * np.sign(up), up)
+    close(jax.jit(module.apply)(variables, x, Context()), linear(gate / (1 + np.exp(-1.702 * gate)) * (up + 1), p["down"]))
+    with pytest.raises(ValueError, match=r"Gated.limit: expected more than 0, received 0.0"):
+        Gated(F, limit=0.0)
+
+
+@dataclass(frozen=True)
+class Bilinear(FeedForward):
+    d_ff: int
+
+    def compute(self, x, linear, drop):
+        h = linear("left", x, self.d_ff) * linear("right", x, self.d_ff)
+        return linear("down", drop(h), x.shape[-1])
+
+
+def test_an_mlp_of_one_s_own_is_written_over_linear_layers(close, normal, filled):
+    module, x = Bilinear(F).make(Build(D)), normal(2, 5, D)
+    variables = filled(module, x, Context())
+    p, x64 = variables["params"], np.asarray(x, np.float64)
+    close(jax.jit(module.apply)(variables, x, Context()), linear(linear(x64, p["left"]) * linear(x64, p["right"]), p["down"]))
+    with pytest.raises(NotImplementedError, match=r"FeedForward must define compute\(x, linear, drop\)"):
+        FeedForward().make(Build(D)).init(jax.random.key(0), x, Context())
+
+
+def test_no_mlp_adds_nothing_and_has_no_parameters(normal):
+    x = normal(2, 5, D)
+    y, variables = NoMlp().make(Build(D)).init_with_output(jax.random.key(0), x, Context())
+    np.testing.assert_array_equal(y, np.zeros((2, 5, D)))
+    assert variables == {}
 
 
 @pytest.mark.parametrize("kind", [Dense, Gated])

@@ -178,3 +178,17 @@ def test_the_config_survives_json_and_refuses_a_distance_below_1():
     assert from_json(to_json(SHAW), Mixer) == SHAW
     with pytest.raises(ValueError, match=r"ShawAttention.max_distance: expected more than 0, received 0"):
         SHAW.replace(max_distance=0)
+
+
+def test_sinks_are_refused_where_calls_are_merged_and_count_where_there_is_one(close, normal, filled):
+    with pytest.raises(ValueError, match=r"ShawAttention.sinks: expected False, received True: relative values merge .* set values=False"):
+        SHAW.replace(sinks=True)
+    config = SHAW.replace(values=False, sinks=True)
+    module, x = shaw(config, "reference"), normal(B, T, D)
+    variables = filled(module, x, Context())
+    y, state = module.apply(variables, x, Context(), mutable=["intermediates"])
+    shown = np.asarray(state["intermediates"]["probabilities"][0], np.float64)
+    v = np.repeat(np.einsum("bsd,dnh->bsnh", x, variables["params"]["value"]["kernel"]), 2, axis=2)
+    close(y, np.einsum("bnts,bsnh,nhd->btd", shown, v, variables["params"]["out"]["kernel"], dtype=np.float64))
+    plain = by_loops(variables["params"], x, config, allowed=CAUSAL)
+    assert np.abs(np.asarray(y) - plain).max() > 1e-2

@@ -22,6 +22,7 @@ from transformer_jax.layers import (
     NoHead,
     NoMask,
     Residual,
+    SentenceEmbedding,
     SequenceClassifier,
     Stack,
     TokenClassifier,
@@ -38,6 +39,7 @@ HEADS = {
     "last": SequenceClassifier(C, pool=LastToken(), activation="gelu"),
     "mean": SequenceClassifier(C, pool=Mean(), activation=None),
     "tokens": TokenClassifier(C),
+    "sentence": SentenceEmbedding(),
     "none": NoHead(),
 }
 
@@ -77,14 +79,14 @@ def published(name, params, tokens, types):
         return dense(h, jnp.tanh(dense(h["dense"], x[:, 0])))
     if name == "last":
         return dense(h, nn.gelu(dense(h["dense"], x[:, -1]), approximate=False))
-    return {"mean": lambda: dense(h, x.mean(1)), "tokens": lambda: dense(h, x), "none": lambda: x}[name]()
+    return {"mean": lambda: dense(h, x.mean(1)), "tokens": lambda: dense(h, x), "sentence": lambda: x.mean(1), "none": lambda: x}[name]()
 
 
 def test_it_is_bert_with_each_head(m, close):
     name, _, variables, apply = m
     tokens, types = tokens_of(0), (tokens_of(1) % 2)
     out = apply(variables, tokens, token_types=types)
-    assert out.shape == {"masked": (B, T, V), "untied": (B, T, V), "tokens": (B, T, C), "none": (B, T, D)}.get(name, (B, C))
+    assert out.shape == {"masked": (B, T, V), "untied": (B, T, V), "tokens": (B, T, C), "none": (B, T, D), "sentence": (B, D)}.get(name, (B, C))
     close(out, published(name, variables["params"], tokens, types))
     np.testing.assert_array_equal(apply(variables, tokens), apply(variables, tokens, token_types=np.zeros_like(tokens)))
 
@@ -108,7 +110,7 @@ def test_init_gives_parameters_only_and_prelogits_are_half_of_a_call(m, close):
     x, unembedding = jax.jit(partial(model.apply, method="prelogits"))(variables, tokens_of(0))
     close(x if unembedding is None else unembedding(x), apply(variables, tokens_of(0)))
     low = model.clone(precision=Precision(compute="bfloat16")).apply(variables, tokens_of(0))
-    assert low.dtype == ("bfloat16" if name == "none" else "float32")
+    assert low.dtype == ("bfloat16" if name in ("none", "sentence") else "float32")
 
 
 def test_pools_take_valid_tokens_only(normal):

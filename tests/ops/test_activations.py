@@ -15,6 +15,7 @@ FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: x * 0.5 * (1 + ERF(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x * 0.5 * (1 + np.tanh(0.851 * x)),
     "silu": lambda x: x * 0.5 * (1 + np.tanh(x / 2)),
     "squared_relu": lambda x: np.where(x > 0, x * x, 0),
     "tanh": lambda x: np.sign(x) * -np.expm1(-2 * np.abs(x)) / (1 + np.exp(-2 * np.abs(x))),
@@ -23,11 +24,12 @@ PEERS = {
     "relu": lambda x: jnp.where(x > 0, x, 0),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: jax.nn.silu(1.702 * x) / 1.702,
     "silu": jax.nn.silu,
     "squared_relu": lambda x: jnp.where(x > 0, x * x, 0),
     "tanh": lambda x: 2 * jax.nn.sigmoid(2 * x) - 1,
 }
-SMOOTH = ["gelu", "gelu_tanh", "silu", "tanh"]
+SMOOTH = ["gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"]
 # Of the larger of |x| and 1: an activation is about as large as its argument.
 ALLOWED = {"float64": 1e-14, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 POINTS = np.concatenate([np.linspace(-13, 13, 211), [-1e4, -3e3, -89.0, -31.0, 31.0, 89.0, 3e3, 1e4]])

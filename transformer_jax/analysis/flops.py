@@ -13,9 +13,9 @@ from transformer_jax.analysis.jaxprs import Path, called, module_path, trace
 def flops(fn: Callable[..., Any], *args: Any) -> dict[Path, int]:
     """FLOPs of the matrix products and convolutions in `fn(*args)`, by the module that they belong to; nothing is compiled or run.
 
-    A product `[B, M, K] x [B, K, N]` is 2 * B * M * K * N; other operations count as none. A scan counts its length times, a conditional as its dearest branch,
-    a while loop once, for nobody knows its length. Into Pallas kernels one cannot see: for a model take `backend="reference"`, whose attention is two plain
-    products over all of T x T, though other backends skip the tiles that a mask rules out.
+    A product `[B, M, K] x [B, K, N]` is 2 * B * M * K * N, and one of M rows in groups, `jax.lax.ragged_dot`, 2 * M * K * N; other operations count as none. A
+    scan counts its length times, a conditional as its dearest branch, a while loop once, for nobody knows its length. Into Pallas kernels one cannot see: for a
+    model take `backend="reference"`, whose attention is two plain products over all of T x T, though other backends skip the tiles that a mask rules out.
 
     Args:
         fn: a function of arrays, such as `model.apply` or `jax.value_and_grad(loss)`.
@@ -43,6 +43,11 @@ def _within(eqn: JaxprEqn) -> collections.Counter[Path]:
         case "dot_general":
             (contracting, _), _ = p["dimension_numbers"]
             return collections.Counter({(): 2 * math.prod(results[0]) * math.prod(operands[0][axis] for axis in contracting)})
+        case "ragged_dot_general":
+            (contracting, _), _ = (dims := p["ragged_dot_dimension_numbers"]).dot_dimension_numbers
+            # Each row belongs to one group. Where rows are summed over, the result has an axis of groups, which costs nothing more.
+            groups = math.prod(operands[2][-1:]) if dims.lhs_ragged_dimensions[0] in contracting else 1
+            return collections.Counter({(): 2 * math.prod(results[0]) * math.prod(operands[0][axis] for axis in contracting) // groups})
         case "conv_general_dilated":
             outputs, *_ = p["dimension_numbers"].rhs_spec
             return collections.Counter({(): 2 * math.prod(results[0]) * math.prod(operands[1]) // operands[1][outputs]})

@@ -14,7 +14,7 @@ _MOVES = {"broadcast_in_dim", "concatenate", "dynamic_slice", "iota", "pad", "re
 _REPEATED = {"broadcast_in_dim", "convert_element_type", "iota", "slice"}
 _REDUCTIONS = {"argmax", "argmin", "cumsum", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"}
 _UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}
-_WHOLE = {"cond", "conv_general_dilated", "dot_general", "gather", "scan", "sort", "while"} | _UPDATES
+_WHOLE = {"cond", "conv_general_dilated", "dot_general", "gather", "ragged_dot_general", "scan", "sort", "while"} | _UPDATES
 
 
 @dataclass(eq=False)

@@ -31,7 +31,7 @@ class Build:
         initialization: recipe for the parameters.
         precision: dtypes.
         training: whether dropout is on.
-        backend: of attention.
+        backend: of attention; "reference" is that of experts' products too.
         stacked: whether the layers of a group share arrays with a leading layer axis.
         unroll: repetitions of a group to one turn of its loop; 0 for all.
     """
@@ -128,14 +128,15 @@ class Linear(nn.Module):
     build: Build
     bias: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         fan_in, fan_out = math.prod(self.inputs), math.prod(self.outputs)
         dtype = jnp.dtype(self.build.precision.params)
         init = self.build.initialization.kernel(self.role, fan_in, fan_out, self.build.depth)
-        kernel = self.param("kernel", init, (*self.inputs, *self.outputs), dtype)
-        bias = self.param("bias", nn.initializers.zeros, self.outputs, dtype) if self.bias else None
-        return project(x, kernel, bias, axes=len(self.inputs))
+        self.kernel = self.param("kernel", init, (*self.inputs, *self.outputs), dtype)
+        self.shift = self.param("bias", nn.initializers.zeros, self.outputs, dtype) if self.bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self.kernel, self.shift, axes=len(self.inputs))
 
 
 def attention_dropout(module: nn.Module, rate: float, training: bool) -> Dropout | None:

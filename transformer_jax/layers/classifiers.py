@@ -1,6 +1,7 @@
-"""From hidden states to the logits of classes: of a sequence, or of each token."""
+"""From hidden states to the logits of classes, of a sequence or of each token, or to one vector of a sequence."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from transformer_jax.config import Config
 from transformer_jax.layers.base import Build, Linear, check_activation, check_positive, check_rate
 from transformer_jax.layers.head import Head, Unembedding
+from transformer_jax.layers.norm import NoNorm, Norm
 from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.precision import wide
 from transformer_jax.typing import Hidden, Valid
@@ -49,21 +51,54 @@ class Mean(Pool):
 
 
 @dataclass(frozen=True)
-class SequenceClassifier(Head):
-    """Logits of a sequence's class: drop(activation(dense drop(pool(x)))).kernel + bias (arXiv:1810.04805, section 3.2, figure 4 b).
+class SentenceEmbedding(Head):
+    """A vector of the sequence, `[B, D]`, and no logits (Reimers and Gurevych, arXiv:1908.10084, section 3).
+
+    Attributes:
+        pool: what makes one vector of the sequence.
+        normalize: whether it is divided by its Euclidean norm, so that products of vectors are cosines; one of only zeros stays.
+    """
+
+    pool: Pool = Mean()
+    _: KW_ONLY
+    normalize: bool = False
+
+    def make(self, build: Build, vocab_size: int) -> nn.Module:
+        return SentenceEmbeddingModule(self)
+
+
+class SentenceEmbeddingModule(nn.Module):
+    config: SentenceEmbedding
+
+    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, None]:
+        y = _pooled(self.config.pool, x, valid)
+        if self.config.normalize:
+            exact = y.astype(wide(y.dtype))
+            squares = jnp.maximum((exact * exact).sum(-1, keepdims=True), 1e-24)
+            y = (exact * jax.lax.rsqrt(squares)).astype(y.dtype)
+        return y, None
+
+
+@dataclass(frozen=True)
+class Classifier(Head):
+    """Base of heads for classes: logits h.kernel + bias, where h is drop(x), or with an activation drop(norm(activation(dense drop(x)))).
 
     Attributes:
         num_labels: classes; None where the data decides.
-        pool: what makes one vector of the sequence.
-        activation: after a dense layer; None for neither (then the pooled vector is what the logits are made from).
+        activation: after a dense layer; None for neither.
+        norm: after the activation (ModernBERT, arXiv:2412.13663, released code).
+        bias: whether the dense layer has one.
         dropout: rate.
+        logits_bias: whether the logits have one.
     """
 
     num_labels: int | None = None
     _: KW_ONLY
-    pool: Pool = FirstToken()
-    activation: str | None = "tanh"
+    activation: str | None = None
+    norm: Norm = NoNorm()
+    bias: bool = True
     dropout: float = 0.0
+    logits_bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,62 +106,71 @@ class SequenceClassifier(Head):
         check_rate(self, "dropout")
         if self.activation is not None:
             check_activation(self, self.activation)
+        elif self.norm != NoNorm() or not self.bias:
+            name, expected, given = ("norm", "NoNorm()", self.norm) if self.bias else ("bias", "True", self.bias)
+            raise ValueError(f"{type(self).__name__}.{name}: expected {expected} without an activation, for then there is no dense layer, received {given!r}")
+
+
+class ClassifierModule(nn.Module):
+    """Base of the modules."""
+
+    config: Any
+    build: Build
+
+    def setup(self) -> None:
+        c, build, d = self.config, self.build, self.build.d_model
+        if c.num_labels is None:
+            name = type(c).__name__
+            raise ValueError(f"{name}.num_labels: expected a number, received None; fill it in, or train on data that has labels")
+        dtype = jnp.dtype(build.precision.params)
+        self.kernel = self.param("kernel", build.initialization.kernel("head", d, c.num_labels, build.depth), (d, c.num_labels), dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, (c.num_labels,), dtype) if c.logits_bias else None
+        self.drop = nn.Dropout(c.dropout, deterministic=not build.training)
+        if c.activation is not None:
+            self.dense, self.norm = Linear((d,), (d,), "pooler", build, c.bias), c.norm.make(build)
+
+    def _classify(self, x: jax.Array) -> tuple[jax.Array, Unembedding]:
+        """Of `[..., D]`, what the last product takes, and the product."""
+        x = self.drop(x)
+        if self.config.activation is not None:
+            x = self.drop(self.norm(ACTIVATIONS[self.config.activation](self.dense(x))))
+        return x, Unembedding(self.kernel, self.bias)
+
+
+@dataclass(frozen=True)
+class SequenceClassifier(Classifier):
+    """Logits of a sequence's class: `Classifier`'s of x = pool(hidden) (arXiv:1810.04805, section 3.2, figure 4 b). Further fields: `Classifier`'s.
+
+    Attributes:
+        activation: None where the pooled vector is what the logits are made from (GPT, Llama; `logits_bias=False` there).
+        pool: what makes one vector of the sequence.
+    """
+
+    _: KW_ONLY
+    activation: str | None = "tanh"
+    pool: Pool = FirstToken()
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
         return SequenceClassifierModule(self, build)
 
 
-class SequenceClassifierModule(nn.Module):
-    config: SequenceClassifier
-    build: Build
-
-    @nn.compact
+class SequenceClassifierModule(ClassifierModule):
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, Unembedding]:
-        c, build, d = self.config, self.build, self.build.d_model
-        drop = nn.Dropout(c.dropout, deterministic=not build.training)
-        x = drop(c.pool(x, jnp.ones(x.shape[:2], bool) if valid is None else valid))
-        if c.activation is not None:
-            x = drop(ACTIVATIONS[c.activation](Linear((d,), (d,), "pooler", build, bias=True, name="dense")(x)))
-        return x, _logits(self, build, c.num_labels)
+        return self._classify(_pooled(self.config.pool, x, valid))
 
 
 @dataclass(frozen=True)
-class TokenClassifier(Head):
-    """Logits of each token's class: drop(x).kernel + bias (arXiv:1810.04805, section 5.3).
-
-    Attributes:
-        num_labels: classes; None where the data decides.
-        dropout: rate.
-    """
-
-    num_labels: int | None = None
-    _: KW_ONLY
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "num_labels")
-        check_rate(self, "dropout")
+class TokenClassifier(Classifier):
+    """Logits of each token's class: `Classifier`'s of its hidden state (arXiv:1810.04805, section 5.3). Fields: `Classifier`'s."""
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
         return TokenClassifierModule(self, build)
 
 
-class TokenClassifierModule(nn.Module):
-    config: TokenClassifier
-    build: Build
-
-    @nn.compact
+class TokenClassifierModule(ClassifierModule):
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:
-        x = nn.Dropout(self.config.dropout, deterministic=not self.build.training)(x)
-        return x, _logits(self, self.build, self.config.num_labels)
+        return self._classify(x)
 
 
-def _logits(module: nn.Module, build: Build, num_labels: int | None) -> Unembedding:
-    if num_labels is None:
-        name = type(module.config).__name__
-        raise ValueError(f"{name}.num_labels: expected a number, received None; fill it in, or train on data that has labels")
-    dtype = jnp.dtype(build.precision.params)
-    init = build.initialization.kernel("head", build.d_model, num_labels, build.depth)
-    kernel = module.param("kernel", init, (build.d_model, num_labels), dtype)
-    return Unembedding(kernel, module.param("bias", nn.initializers.zeros, (num_labels,), dtype))
+def _pooled(pool: Pool, x: Hidden, valid: Valid | None) -> jax.Array:
+    return pool(x, jnp.ones(x.shape[:2], bool) if valid is None else valid)

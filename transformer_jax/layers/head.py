@@ -66,22 +66,24 @@ class NoHeadModule(nn.Module):
 
 @dataclass(frozen=True)
 class LanguageModel(Head):
-    """Logits of tokens.
+    """Logits of tokens: softcap((scale * x).kernel + bias).
 
     Attributes:
         tied: whether the kernel is the embedding's (Press and Wolf, arXiv:1608.05859).
+        scale: of the hidden state (T5 with a tied kernel: d_model^-0.5).
         bias: whether logits have one.
         softcap: cap * tanh(logits / cap) (Gemma 2).
     """
 
     tied: bool = True
     _: KW_ONLY
+    scale: float = 1.0
     bias: bool = False
     softcap: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "softcap")
+        check_positive(self, "scale", "softcap")
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
         return LanguageModelModule(self, build, vocab_size)
@@ -102,7 +104,7 @@ class LanguageModelModule(nn.Module):
             init = build.initialization.kernel("head", build.d_model, self.vocab_size, build.depth)
             kernel = self.param("kernel", init, (build.d_model, self.vocab_size), dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), dtype) if c.bias else None
-        return x, Unembedding(kernel, bias, c.softcap)
+        return (x if c.scale == 1 else x * jnp.asarray(c.scale, x.dtype)), Unembedding(kernel, bias, c.softcap)
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ class MaskedLanguageModel(Head):
 
     Attributes:
         activation: between the dense layer and the norm.
+        bias: whether the dense layer has one.
         norm: of what the logits are made from.
         logits: as for a language model.
     """
 
     activation: str = "gelu"
     _: KW_ONLY
+    bias: bool = True
     norm: Norm = LayerNorm()
     logits: LanguageModel = LanguageModel(bias=True)
 
@@ -135,7 +139,7 @@ class MaskedLanguageModelModule(nn.Module):
 
     def setup(self) -> None:
         c, d = self.config, self.build.d_model
-        self.dense, self.norm = Linear((d,), (d,), "up", self.build, bias=True), c.norm.make(self.build)
+        self.dense, self.norm = Linear((d,), (d,), "up", self.build, c.bias), c.norm.make(self.build)
         self.logits = c.logits.make(self.build, self.vocab_size)
 
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:

@@ -22,8 +22,8 @@ class Initialization(Config):
         """`init(key, shape, dtype)` for a parameter.
 
         Args:
-            role: what it does: "embedding", "position", "query", "key", "value", "up" and "head" read; "attention_out" and "down" write to the
-                residual stream. A part of your own may have a role of its own, which a recipe that does not know it treats as one that reads.
+            role: what it does: "embedding", "position", "query", "key", "value", "latent", "up", "router" and "head" read; "attention_out" and "down" write
+                to the residual stream. A part of your own may have a role of its own, which a recipe that does not know it treats as one that reads.
             fan_in, fan_out: numbers of inputs and outputs. An embedding maps V inputs to D outputs.
             depth: residual sublayers in the stack.
         """

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Self
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels import masks
@@ -88,6 +89,7 @@ class Model(nn.Module):
         stacked: whether a group's layers share arrays with a leading layer axis; see `unstacked`.
         unroll: repetitions of a group to one turn of its loop: 1 compiles fast whatever the depth, all of them (0) runs faster on CPU. Parameters, dropout and
             outputs are the same bit for bit, gradients to rounding.
+        family: of the zoo, as which it was read, and is written again; "" for a model of one's own.
     """
 
     kind: ClassVar[type[ModelConfig]]
@@ -97,6 +99,7 @@ class Model(nn.Module):
     backend: str = "auto"
     stacked: bool = True
     unroll: int = 1
+    family: str = ""
 
     def build(self, stack: Stack) -> Build:
         """What a stack's layers are built for."""
@@ -109,6 +112,8 @@ class Model(nn.Module):
         for name, value, expected in (("config", self.config, self.kind), ("precision", self.precision, Precision)):
             if not isinstance(value, expected):
                 raise TypeError(f"{type(self).__name__}.{name}: expected a {expected.__name__}, received {value!r}")
+        if "float64" in (self.precision.params, self.precision.compute) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise ValueError(f"{type(self).__name__}.precision: expected no float64, received it; jax has it where JAX_ENABLE_X64=1 is in the environment")
         if self.config.vocab_size is None:
             way_out = "fill it in: config.replace(vocab_size=vocabulary.vocab_size)"
             raise ValueError(f"{self.kind.__name__}.vocab_size: expected a number, received None; {way_out}")

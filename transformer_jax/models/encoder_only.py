@@ -13,7 +13,7 @@ class EncoderOnlyConfig(OneStackConfig):
     """An encoder-only model: a stack whose attention looks both ways (`mask=NoMask()`). Fields: `OneStackConfig`'s.
 
     Attributes:
-        head: `MaskedLanguageModel()`, `SequenceClassifier()`, `TokenClassifier()`, or `NoHead()`.
+        head: `MaskedLanguageModel()`, `SequenceClassifier()`, `TokenClassifier()`, `SentenceEmbedding()`, or `NoHead()`.
     """
 
     head: Head = MaskedLanguageModel()

@@ -55,7 +55,7 @@ class OneStack(Model):
         self, tokens: Tokens, *, positions: Positions | None = None, segment_ids: Array | None = None, valid: Valid | None = None,
         token_types: Tokens | None = None, mask: Any = None,
     ) -> Logits | Hidden:  # fmt: skip
-        """The head's logits: of tokens or their classes `[B, T, V]`, or of the sequence's class `[B, V]`; without a head the last hidden state.
+        """The head's logits: of tokens or their classes `[B, T, V]`, or of the sequence's class `[B, V]`; without logits, the hidden state that it gives.
 
         Args:
             tokens: integers `[B, T]`, T at most max_length. A token outside the vocabulary gives NaN.

@@ -43,6 +43,11 @@ def _tanh_argument(x: jax.Array) -> jax.Array:
     return (2 / math.pi) ** 0.5 * x * (1 + 0.044715 * x * x)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), GELU's sigmoid approximation (the same paper, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def squared_relu(x: jax.Array) -> jax.Array:
     """max(x, 0)^2 (So et al., arXiv:2109.08668)."""
     return jnp.square(jax.nn.relu(x))
@@ -52,6 +57,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "silu": jax.nn.silu,
     "squared_relu": squared_relu,
     "tanh": jnp.tanh,

@@ -8,19 +8,23 @@ import jax.numpy as jnp
 from transformer_jax.precision import wide
 
 
-def sinusoid(positions: jax.Array, features: int, *, base: float = 1e4, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
+def sinusoid(
+    positions: jax.Array, features: int, *, base: float = 1e4, interleaved: bool = True, dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:  # fmt: skip
     """Column 2i holds sin(p / base^(2i / features)), column 2i + 1 the cosine (Vaswani et al., arXiv:1706.03762, section 3.5).
 
     Args:
         positions: integers `[...]`.
         features: even number of columns.
-        base: the longest wavelength is 2 pi times this.
+        base: the longest wavelength is nearly 2 pi times this.
+        interleaved: otherwise column i holds the sine and column features / 2 + i its cosine.
 
     Returns:
         `[..., features]`.
     """
     angles = positions[..., None].astype(dtype) * frequencies(features, base, dtype)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, features)
+    waves = jnp.sin(angles), jnp.cos(angles)
+    return jnp.stack(waves, -1).reshape(*positions.shape, features) if interleaved else jnp.concatenate(waves, -1)
 
 
 def frequencies(features: int, base: float, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:

@@ -1,55 +1,41 @@
-"""Self-attention, and what it shares with attention to a memory."""
+"""Self-attention, and the heads that it shares with attention to a memory."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import attention
-from pallas_kernels.flash.backends.reference import probabilities
-from pallas_kernels.flash.masks import Mask as KernelMask
-from pallas_kernels.flash.request import make_request
-from pallas_kernels.flash.scores import Score as KernelScore
-from transformer_jax.layers.base import Build, Context, Layer, Linear, Mixer, MixerModule, attention_dropout, check_positive, check_rate, token_positions
+from transformer_jax.layers.base import Build, Context, Linear, Mixer, check_positive, token_positions
 from transformer_jax.layers.masks import Mask, both
+from transformer_jax.layers.mixers.base import Attending, AttendingModule
 from transformer_jax.layers.norm import NoNorm, Norm
 from transformer_jax.layers.positions.base import NoPosition, Position, check_acts_on
-from transformer_jax.layers.scores.base import Score
 from transformer_jax.typing import Heads, Hidden, Positions
 
 
 @dataclass(frozen=True)
-class MultiHead(Layer):
-    """Base of layers of attention: projections to heads and back.
+class MultiHead(Attending):
+    """Base of layers of attention between heads that are projected from their inputs. Further fields: `Attending`'s.
 
     Attributes:
-        num_heads: of queries.
         num_kv_heads: of keys and values; `num_heads` unless given. 1 is multi-query (arXiv:1911.02150), in between grouped-query (arXiv:2305.13245).
         head_dim: d_model / num_heads unless given.
-        score: applied in order, after the stack's where there are any.
-        qk_norm: of each head's queries and of its keys (arXiv:2302.05442, section 2).
-        qkv_bias, out_bias: whether the projections have biases.
-        scale: of q.k; head_dim^-0.5 unless given.
-        dropout: rate, of the probabilities.
+        qk_norm: of the queries, and of the keys (arXiv:2302.05442, section 2).
+        qk_norm_over: the features of each "head", with one scale [H] for all of them (Qwen3), or of all "heads" at once, with a scale [N * H], of keys
+            [K * H] (OLMo 2, arXiv:2501.00656).
     """
 
-    num_heads: int
     _: KW_ONLY
     num_kv_heads: int | None = None
     head_dim: int | None = None
-    score: tuple[Score, ...] = ()
     qk_norm: Norm = NoNorm()
-    qkv_bias: bool = False
-    out_bias: bool = False
-    scale: float | None = None
-    dropout: float = 0.0
+    qk_norm_over: Literal["head", "heads"] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "num_heads", "num_kv_heads", "head_dim")
-        check_rate(self, "dropout")
+        check_positive(self, "num_kv_heads", "head_dim")
         if self.num_heads % self.kv_heads:
             name = type(self).__name__
             raise ValueError(f"{name}.num_kv_heads: expected a divisor of num_heads = {self.num_heads}, received {self.num_kv_heads}")
@@ -71,10 +57,11 @@ class MultiHead(Layer):
         return {name: jnp.zeros(shape, build.precision.compute) for name in ("key", "value")}
 
 
-class MultiHeadModule(MixerModule):
-    """Base of the modules: projections, and attention between what they made."""
+class MultiHeadModule(AttendingModule):
+    """Base of the modules: projections to heads and back."""
 
     def setup(self) -> None:
+        super().setup()
         c, build = self.config, self.build
         d, h = build.d_model, c.width(build)
         self.query = Linear((d,), (c.num_heads, h), "query", build, c.qkv_bias)
@@ -82,29 +69,10 @@ class MultiHeadModule(MixerModule):
         self.value = Linear((d,), (c.kv_heads, h), "value", build, c.qkv_bias)
         self.out = Linear((c.num_heads, h), (d,), "attention_out", build, c.out_bias)
         self.query_norm, self.key_norm = c.qk_norm.make(build), c.qk_norm.make(build)
-        self.scores = [score.make(build, c.num_heads) for score in c.score]
 
-    def _attend(
-        self, q: Heads, k: Heads, v: Heads, mask: KernelMask | None, score: tuple[KernelScore, ...], q_positions: Any, kv_positions: Any
-    ) -> Hidden:  # fmt: skip
-        c, build = self.config, self.build
-        how = {
-            "mask": mask,
-            "score": self._scores(q, score),
-            "scale": c.scale,
-            "dropout": attention_dropout(self, c.dropout, build.training),
-            "q_positions": q_positions,
-            "kv_positions": kv_positions,
-        }
-        if build.backend == "reference" and self.is_mutable_collection("intermediates") and not self.is_initializing():
-            self.sow("intermediates", "probabilities", probabilities(make_request(q, k, v, sinks=None, **how))[0])
-        return self.out(self._outputs(q, k, v, {**how, "backend": build.backend}))
-
-    def _scores(self, q: Heads, shared: tuple[KernelScore, ...]) -> tuple[KernelScore, ...]:
-        return (*shared, *(score() for score in self.scores))
-
-    def _outputs(self, q: Heads, k: Heads, v: Heads, how: dict[str, Any]) -> Heads:
-        return attention(q, k, v, **how)
+    def _normed(self, norm: nn.Module, x: Heads) -> Heads:
+        y: Heads = norm(x) if self.config.qk_norm_over == "head" else norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+        return y
 
 
 @dataclass(frozen=True)
@@ -151,10 +119,10 @@ class AttentionModule(MultiHeadModule):
 
     def _project(self, x: Hidden, context: Context) -> tuple[Heads, Heads, Heads]:
         positions = token_positions(context.positions, x)
-        q = self.position(self.query_norm(self.query(x)), positions)
-        k = self.position(self.key_norm(self.key(x)), positions)
+        q = self.position(self._normed(self.query_norm, self.query(x)), positions)
+        k = self.position(self._normed(self.key_norm, self.key(x)), positions)
         return q, k, self.value(x)
 
     def _see(self, q: Heads, k: Heads, v: Heads, context: Context, kv_positions: Positions | None) -> Hidden:
         mask = both(self.config.mask.make(), context.mask)
-        return self._attend(q, k, v, mask, context.score, context.positions, kv_positions)
+        return self.out(self._attend(q, k, v, mask, context.score, context.positions, kv_positions, self.config.scale))

@@ -41,7 +41,8 @@ class CrossAttentionModule(MultiHeadModule):
     def _remember(self, memory: Hidden | None) -> tuple[Heads, Heads]:
         if memory is None:
             raise ValueError("Context.memory: expected an encoder's output [B, S, D] for CrossAttention, received None; put the stack in an EncoderDecoder")
-        return self.key_norm(self.key(memory)), self.value(memory)
+        return self._normed(self.key_norm, self.key(memory)), self.value(memory)
 
     def _see(self, x: Hidden, k: Heads, v: Heads, context: Context) -> Hidden:
-        return self._attend(self.query_norm(self.query(x)), k, v, context.memory_mask, (), context.positions, None)
+        q = self._normed(self.query_norm, self.query(x))
+        return self.out(self._attend(q, k, v, context.memory_mask, (), context.positions, None, self.config.scale))

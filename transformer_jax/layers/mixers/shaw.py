@@ -37,6 +37,9 @@ class ShawAttention(Attention):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "max_distance")
+        if self.sinks and self.values:
+            why = "relative values merge several calls of attention, each of which would count the sinks; set values=False"
+            raise ValueError(f"ShawAttention.sinks: expected False, received True: {why}")
 
     def make(self, build: Build) -> nn.Module:
         self.width(build)

@@ -1,21 +1,22 @@
 """The MLP of two layers."""
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
-import flax.linen as nn
+import jax
 
-from transformer_jax.layers.base import Build, Context, Linear, Mlp, MlpModule, check_activation, check_positive, check_rate
+from transformer_jax.layers.base import check_activation, check_positive, check_rate
+from transformer_jax.layers.mlps.base import FeedForward, MakesLinear
 from transformer_jax.ops.activations import ACTIVATIONS
-from transformer_jax.typing import Hidden
 
 
 @dataclass(frozen=True)
-class Dense(Mlp):
+class Dense(FeedForward):
     """down(activation(up x)) (arXiv:1706.03762, section 3.3).
 
     Attributes:
         d_ff: hidden features.
-        activation: "relu", "gelu" (exact), "gelu_tanh", "silu", "squared_relu" or "tanh".
+        activation: "relu", "gelu" (exact), "gelu_tanh", "quick_gelu", "silu", "squared_relu" or "tanh".
         bias: whether both layers have biases.
         dropout: rate, of the hidden features.
     """
@@ -32,14 +33,6 @@ class Dense(Mlp):
         check_rate(self, "dropout")
         check_activation(self, self.activation)
 
-    def make(self, build: Build) -> nn.Module:
-        return DenseModule(self, build)
-
-
-class DenseModule(MlpModule):
-    @nn.compact
-    def __call__(self, x: Hidden, context: Context) -> Hidden:
-        c, d = self.config, self.build.d_model
-        h = Linear((d,), (c.d_ff,), "up", self.build, c.bias, name="up")(x)
-        h = nn.Dropout(c.dropout)(ACTIVATIONS[c.activation](h), deterministic=not self.build.training)
-        return Linear((c.d_ff,), (d,), "down", self.build, c.bias, name="down")(h)
+    def compute(self, x: jax.Array, linear: MakesLinear, drop: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        h = ACTIVATIONS[self.activation](linear("up", x, self.d_ff))
+        return linear("down", drop(h), x.shape[-1])

@@ -1,6 +1,6 @@
 """Sines and cosines of the position."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -14,9 +14,16 @@ from transformer_jax.typing import Hidden, Positions
 
 @dataclass(frozen=True)
 class Sinusoidal(Position):
-    """x + sines and cosines of the position, interleaved (arXiv:1706.03762, section 3.5)."""
+    """x + sines and cosines of position / base^(2i / D), i < D / 2 (arXiv:1706.03762, section 3.5).
+
+    Attributes:
+        base: the longest wavelength is nearly 2 pi times this.
+        interleaved: whether a sine and its cosine lie side by side; otherwise all sines come first (Marian, released code).
+    """
 
     base: float = 1e4
+    _: KW_ONLY
+    interleaved: bool = True
     acts_on: ClassVar[Literal["embeddings", "heads", "either"]] = "embeddings"
 
     def __post_init__(self) -> None:
@@ -33,4 +40,5 @@ class SinusoidalModule(nn.Module):
     config: Sinusoidal
 
     def __call__(self, x: Hidden, positions: Positions) -> Hidden:
-        return x + sinusoid(positions, x.shape[-1], base=self.config.base, dtype=wide(x.dtype)).astype(x.dtype)
+        c = self.config
+        return x + sinusoid(positions, x.shape[-1], base=c.base, interleaved=c.interleaved, dtype=wide(x.dtype)).astype(x.dtype)
