@@ -9,7 +9,18 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.tokenize import BytePairs, BytePairVocabulary, Bytes, ByteVocabulary, Characters, CharacterVocabulary, Vocabulary, load, pieces
+from transformer_jax.tokenize import (
+    BytePairs,
+    BytePairVocabulary,
+    Bytes,
+    ByteVocabulary,
+    Characters,
+    CharacterVocabulary,
+    PublishedVocabulary,
+    Vocabulary,
+    load,
+    pieces,
+)
 
 TEXT = "the cat sat on the mat,\r\n\tthe rat sat on the cat: 17 + 19 = 36; naïve Ωμέγα\n\n" * 3
 VOCABULARIES = {tokenizer: tokenizer.train([TEXT]) for tokenizer in (Characters(), Bytes(), BytePairs(283))}
@@ -163,15 +174,55 @@ NO_BYTES = tokenizers.Tokenizer(tokenizers.models.BPE()).to_str()
         (b'{"type": "transformer_jax.tokenize:CharacterVocabulary", "characters": 7}', "received 7"),
         (b'{"type": "transformer_jax.tokenize:CharacterVocabulary", "characters": "ba"}', "sorted by code point, received 'ba'"),
         (b'{"type": "transformer_jax.tokenize:CharacterVocabulary", "characters": "aa"}', "sorted by code point, received 'aa'"),
-        (b'{"model": {}}', "expected a byte-level BPE"),
-        (WORDS.encode(), "expected a byte-level BPE"),
-        (NO_BYTES.encode(), "expected a byte-level BPE"),
+        (b'{"model": {}}', "expected one that the tokenizers library reads"),
     ],
 )
 def test_load_refuses_what_is_no_vocabulary(content: bytes, received: str, tmp_path: Path) -> None:
     (tmp_path / "some.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"some\.json: expected a vocabulary, as Vocabulary\.save writes it, received .*" + received):
         load(tmp_path / "some.json")
+
+
+@pytest.mark.parametrize(("content", "text", "ids", "back"), [(WORDS, "a", [0], "a"), (WORDS, "b", [1], "?"), (NO_BYTES, "ab", [], "")])
+def test_load_takes_a_tokenizer_json_that_loses_something(content: str, text: str, ids: list[int], back: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    vocabulary = load(tmp_path / "tokenizer.json")
+    assert isinstance(vocabulary, PublishedVocabulary)
+    assert vocabulary.encode(text).tolist() == ids and vocabulary.decode(ids) == back
+    vocabulary.save(tmp_path / "again.json")
+    assert load(tmp_path / "again.json") == vocabulary
+
+
+def test_a_published_vocabulary_knows_what_goes_around_a_text_and_writes_it_as_it_comes() -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"<0xC3>": 0, "<0xA9>": 1, "▁a": 2, "b": 3, "▁": 4, "a": 5}, [("▁", "a")], byte_fallback=True))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    library.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
+    )
+    library.add_special_tokens(["<s>", "</s>"])
+    library.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 6), ("</s>", 7)])
+    vocabulary = PublishedVocabulary(library.to_str())
+    assert vocabulary.vocab_size == 8
+    assert vocabulary.encode("a abé").tolist() == [2, 2, 3, 0, 1]
+    assert vocabulary.encode_whole("a").tolist() == [6, 2, 7]
+    assert list(pieces(vocabulary, [6, 2, 2, 3, 0, 1, 7])) == ["a", " a", "b", "é"]
+    assert vocabulary.decode([2, 0]) == library.decode([2, 0])
+    with pytest.raises(ValueError, match="expected integers from 0 to 7, received 8"):
+        vocabulary.decode([8])
+
+
+def test_byte_pairs_with_special_tokens_are_published_ones_which_know_them(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer.from_str(BytePairs(283).train([TEXT]).tokenizer_json)
+    size = library.get_vocab_size()
+    library.add_special_tokens(["<s>", "<mask>"])
+    library.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", size)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = load(tmp_path / "tokenizer.json")
+    assert isinstance(vocabulary, PublishedVocabulary)
+    assert vocabulary.encode_whole("\0").tolist() == [size, *vocabulary.encode("\0")] and vocabulary.id_of("<mask>") == size + 1
+    assert vocabulary.decode([size, *vocabulary.encode("a\0"), size + 1]) == "a\0"
+    with pytest.raises(ValueError, match="expected a byte-level BPE without special tokens, received one with <mask>, <s>"):
+        BytePairVocabulary(library.to_str())
 
 
 def test_load_says_which_file_is_missing(tmp_path: Path) -> None:

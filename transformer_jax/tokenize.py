@@ -113,6 +113,14 @@ class Vocabulary(Config, ABC):
             ValueError: `text` has a lone surrogate, which no UTF-8 stands for.
         """
 
+    def encode_whole(self, text: str) -> np.ndarray:
+        """The ids of a text that a model sees as a whole: those of `encode`, and what the vocabulary puts around them, such as a token that begins it."""
+        return self.encode(text)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a special token, such as "[MASK]"; None where there is none of that name."""
+        return None
+
     @abstractmethod
     def utf8(self, ids: Iterable[int]) -> Iterator[bytes]:
         """The bytes of consecutive tokens, each as soon as it is known. A byte that belongs to no text is 0xff, which UTF-8 never has.
@@ -151,7 +159,7 @@ class Vocabulary(Config, ABC):
 
 
 def load(path: str | os.PathLike[str]) -> Vocabulary:
-    """The vocabulary that `Vocabulary.save` wrote, of whichever kind; or the tokenizer.json of a byte-level BPE from elsewhere.
+    """The vocabulary that `Vocabulary.save` wrote, of whichever kind; or a tokenizer.json from elsewhere.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,7 +170,10 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
         text = data.decode("utf-8")
         content = json.loads(text)
         if isinstance(content, dict) and "model" in content:
-            return BytePairVocabulary(text)
+            try:
+                return BytePairVocabulary(text)
+            except ValueError:  # one that loses something, or has special tokens, as most that were published do
+                return PublishedVocabulary(text)
         return from_json(text, Vocabulary)  # type: ignore[type-abstract]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected a vocabulary, as Vocabulary.save writes it, received a file that is none: {error}") from None
@@ -263,7 +274,7 @@ class BytePairVocabulary(Vocabulary):
     """Byte-level BPE: the 256 bytes, and merges of them. Its file is a tokenizer.json of the `tokenizers` library.
 
     Raises:
-        ValueError: `tokenizer_json` is not that of a byte-level BPE which gives back all text.
+        ValueError: `tokenizer_json` is not that of a byte-level BPE which gives back all text, or it has special tokens, which stand for no bytes.
     """
 
     tokenizer_json: str = field(repr=False)
@@ -279,6 +290,9 @@ class BytePairVocabulary(Vocabulary):
             raise ValueError(
                 f"BytePairVocabulary.tokenizer_json: expected a byte-level BPE that gives text back, received one that makes {decoded!r} of {probe!r}"
             )
+        if special := sorted(str(token.content) for token in self._library.get_added_tokens_decoder().values()):
+            what = "expected a byte-level BPE without special tokens"
+            raise ValueError(f"BytePairVocabulary.tokenizer_json: {what}, received one with {', '.join(special[:3])}; PublishedVocabulary knows of them")
 
     @property
     def vocab_size(self) -> int:
@@ -299,6 +313,64 @@ class BytePairVocabulary(Vocabulary):
 
     def utf8(self, ids: Iterable[int]) -> Iterator[bytes]:
         return (self._tokens[i] for i in self._in_range(ids))
+
+    def _file(self) -> str:
+        return self.tokenizer_json
+
+
+@dataclass(frozen=True)
+class PublishedVocabulary(Vocabulary):
+    """What a tokenizer.json of the `tokenizers` library says, of whichever kind. It need not give back all text: `decode` has what the library makes of ids.
+
+    Special tokens stand for no text. `encode_whole` puts those around a text that the file's post-processor has.
+
+    Raises:
+        ValueError: the library cannot read `tokenizer_json`.
+    """
+
+    tokenizer_json: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self._library  # noqa: B018  # it is made here
+        except Exception as error:  # the library has no class of its own for it
+            expected = "expected one that the tokenizers library reads"
+            raise ValueError(f"PublishedVocabulary.tokenizer_json: {expected}, received one of which it says: {error}") from None
+
+    @functools.cached_property
+    def _library(self) -> tokenizers.Tokenizer:
+        library = tokenizers.Tokenizer.from_str(self.tokenizer_json)
+        library.no_padding()
+        library.no_truncation()
+        return library
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        _encoded("text", text, "utf-8")
+        return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def id_of(self, token: str) -> int | None:
+        found: int | None = self._library.token_to_id(token)
+        return found
+
+    def encode_whole(self, text: str) -> np.ndarray:
+        _encoded("text", text, "utf-8")
+        return np.array(self._library.encode(text, add_special_tokens=True).ids, np.int32)
+
+    def utf8(self, ids: Iterable[int]) -> Iterator[bytes]:
+        stream, seen, said = tokenizers.decoders.DecodeStream(skip_special_tokens=True), [], ""
+        for i in self._in_range(ids):
+            seen.append(i)
+            if piece := stream.step(self._library, i):
+                said += piece
+                yield piece.encode()
+        whole = self._library.decode(seen, skip_special_tokens=True)  # the stream holds back what may be the beginning of a character
+        if whole.startswith(said):
+            yield whole[len(said) :].encode()
 
     def _file(self) -> str:
         return self.tokenizer_json

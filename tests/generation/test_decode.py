@@ -120,6 +120,53 @@ def test_after_the_stop_comes_nothing_else_and_the_stream_ends(one: tuple[Decode
     np.testing.assert_array_equal(np.stack(pieces, 1), stopped[:, : max(ends) + 1])
 
 
+def test_the_first_of_several_stops_ends_a_text_and_all_after_it_are_the_first_named(one: tuple[DecoderOnly, Any]) -> None:
+    how: dict[str, Any] = {"key": jax.random.key(1), "sampling": Sampling(3.0)}
+    free = np.asarray(generate(*one, prompts(3, 4), 60, **how))
+    ends = [int(np.isin(row, (7, 2, 11)).argmax()) for row in free]
+    assert len({int(row[end]) for row, end in zip(free, ends)}) > 1  # not all texts meet the same one
+    stopped = np.asarray(generate(*one, prompts(3, 4), 60, stop=(7, 2, 11), **how))
+    for row, (mine, end) in enumerate(zip(stopped, ends)):
+        np.testing.assert_array_equal(mine[: end + 1], free[row, : end + 1])
+        assert (mine[end + 1 :] == 7).all()
+    pieces = list(stream(*one, prompts(3, 4), 60, stop=(7, 2, 11), **how))
+    np.testing.assert_array_equal(np.stack(pieces, 1), stopped[:, : max(ends) + 1])
+
+
+def test_a_stop_beyond_the_vocabulary_and_an_empty_tuple_of_stops_end_nothing(one: tuple[DecoderOnly, Any]) -> None:
+    free, beyond, none = (np.asarray(generate(*one, prompts(2, 4), 9, sampling=GREEDY, stop=stop)) for stop in (None, (50256,), ()))
+    np.testing.assert_array_equal(beyond, free)
+    np.testing.assert_array_equal(none, free)
+
+
+def test_what_is_never_drawn_is_in_no_text(one: tuple[DecoderOnly, Any]) -> None:
+    free = np.asarray(generate(*one, prompts(2, 4), 20, sampling=GREEDY))
+    never = tuple(sorted({int(token) for token in free.ravel()}))[:3]
+    other = np.asarray(generate(*one, prompts(2, 4), 20, sampling=Sampling(0.0, never=never)))
+    assert not np.isin(other, never).any()
+    np.testing.assert_array_equal(np.stack(list(stream(*one, prompts(2, 4), 20, sampling=Sampling(0.0, never=never))), 1), other)
+
+
+@pytest.mark.parametrize(("call", "batch"), [(generate, 5), (lambda *args, **how: np.stack(list(stream(*args, **how)), 1), 7)], ids=["generate", "stream"])
+def test_a_cache_has_as_many_slots_as_the_text_will_have_tokens_and_holds_the_same_text(
+    trained: tuple[DecoderOnly, Any], call: Callable[..., Any], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A length is noted when a program for it is traced, so once; a batch of its own has a test meet no program of another's."""
+    made: dict[int, int] = {}
+    init_cache = DecoderOnly.init_cache
+
+    def noted(model: DecoderOnly, batch: int, length: int) -> Any:
+        made.setdefault(length, count)
+        return init_cache(model, batch, length)
+
+    monkeypatch.setattr(DecoderOnly, "init_cache", noted)
+    prompt = prompts(batch, 3, seed=4)
+    expected = full_pass(*trained, prompt, 24)
+    for count in (1, 4, LONGEST - 3, LONGEST - 2, LONGEST - 1, 24):
+        np.testing.assert_array_equal(call(*trained, prompt, count, sampling=GREEDY), expected[:, :count])
+    assert made == {4: 1, 7: 4, LONGEST: LONGEST - 3}
+
+
 def test_the_key_alone_decides_and_more_tokens_change_none_before_them(one: tuple[DecoderOnly, Any]) -> None:
     short, again, long, other = (
         np.asarray(generate(*one, prompts(2, 4), count, key=jax.random.key(seed))) for seed, count in ((1, 12), (1, 12), (1, 31), (2, 12))

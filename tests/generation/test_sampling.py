@@ -72,6 +72,19 @@ def test_greedy_takes_the_likeliest_whatever_the_key(sampling: Sampling) -> None
     np.testing.assert_array_equal(draw(sampling, logits, count=20), np.tile(logits.argmax(-1), (20, 1)))
 
 
+@pytest.mark.parametrize("how", [{"temperature": 0.0}, {"temperature": 0.0, "top_k": 2}, {"temperature": 5.0}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_what_is_never_drawn_counts_as_though_it_were_not_there(how: dict[str, Any]) -> None:
+    """Of top_k and top_p too: the rest takes its place. Tokens beyond the vocabulary are none of it."""
+    logits = np.random.default_rng(1).normal(size=(3, 11)).astype(np.float32)
+    never = (0, 7, int(logits[0].argmax()), int(logits[1].argmax()))
+    kept = np.setdiff1d(np.arange(11), never)
+    drawn = draw(Sampling(**how, never=(*never, 11, 50256)), logits, count=500)
+    alone = draw(Sampling(**how), logits[:, kept], count=4000)
+    assert not np.isin(drawn, never).any()
+    for n in range(3):
+        assert set(drawn[:, n].tolist()) <= set(kept[alone[:, n]].tolist())
+
+
 def test_rows_are_drawn_apart_and_the_same_key_draws_the_same() -> None:
     logits = np.zeros((64, 11))
     first, again, other = (draw(Sampling(), logits, count=1, seed=seed) for seed in (0, 0, 1))
@@ -88,6 +101,7 @@ def test_rows_are_drawn_apart_and_the_same_key_draws_the_same() -> None:
         ({"top_k": 0}, "top_k: expected at least 1, received 0"),
         ({"top_p": 0.0}, r"top_p: expected a probability in \(0, 1\], received 0.0"),
         ({"top_p": 1.1}, r"top_p: expected a probability in \(0, 1\], received 1.1"),
+        ({"never": (3, -1)}, r"never: expected tokens, integers of at least 0, received \(3, -1\)"),
         ({"top_p": float("nan")}, r"top_p: expected a probability in \(0, 1\], received nan"),
     ],
     ids=str,
@@ -98,5 +112,5 @@ def test_numbers_out_of_range_are_refused(change: dict[str, Any], message: str) 
 
 
 def test_it_is_a_config() -> None:
-    sampling = Sampling(0.8, top_k=40, top_p=0.9)
-    assert from_json(to_json(sampling), Sampling) == sampling and hash(sampling) == hash(Sampling(0.8, top_k=40, top_p=0.9))
+    sampling = Sampling(0.8, top_k=40, top_p=0.9, never=(3, 5))
+    assert from_json(to_json(sampling), Sampling) == sampling and hash(sampling) == hash(Sampling(0.8, top_k=40, top_p=0.9, never=(3, 5)))

@@ -34,7 +34,8 @@ class _WithClasses(Lines, ABC):
         train, held_out, digest = self.rows(self._parse)
         labels = self._labels(train, held_out)
         vocabulary = self.tokenizer.train(row.text for row in train)
-        train_ids, held_out_ids = ([vocabulary.encode(row.text) for row in rows] for rows in (train, held_out))
+        encode = vocabulary.encode_whole if self.one else vocabulary.encode
+        train_ids, held_out_ids = ([encode(row.text) for row in rows] for rows in (train, held_out))
         long = sum(len(ids) > context for ids in (*train_ids, *held_out_ids))
         return Prepared(
             vocabulary=vocabulary,

@@ -40,7 +40,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _examples(rows: Sequence[Row], vocabulary: Vocabulary, context: int) -> Examples:
-    sides = {"source": [vocabulary.encode(row.text) for row in rows], "target": [vocabulary.encode(row.beside) for row in rows]}
+    sides = {"source": [vocabulary.encode_whole(row.text) for row in rows], "target": [vocabulary.encode(row.beside) for row in rows]}
     for side, most, reason in (("source", context, "the model's max_length"), ("target", context - 1, "the model's max_length less one for the end")):
         for row, ids in zip(rows, sides[side]):
             if len(ids) > most:

@@ -25,7 +25,7 @@ def generate(
     *,
     key: Array | None = None,
     sampling: Sampling = Sampling(),
-    stop: int | None = None,
+    stop: int | tuple[int, ...] | None = None,
     valid: Valid | None = None,
     source: Tokens | None = None,
     source_valid: Valid | None = None,
@@ -39,7 +39,7 @@ def generate(
         max_new_tokens: how many to add.
         key: what random choices are drawn with; not needed where the temperature is 0.
         sampling: how tokens are drawn.
-        stop: a token that ends a text; all after it are this token too.
+        stop: a token that ends a text, or several; all after it are the (first of the) tokens that do.
         valid: `[B, T]`, False at padding (put it on the left, so that every prompt ends where the new text begins).
         source: integers `[B, S]`, what an encoder-decoder reads; the prompts are then beginnings of targets.
         source_valid: `[B, S]`, False at the sources' padding, on either side.
@@ -52,7 +52,7 @@ def generate(
     """
     tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
     memory = _memory(model, variables, tokens, source, source_valid)
-    return _generate(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, stop)
+    return _generate(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, _several(stop))
 
 
 def stream(
@@ -63,7 +63,7 @@ def stream(
     *,
     key: Array | None = None,
     sampling: Sampling = Sampling(),
-    stop: int | None = None,
+    stop: int | tuple[int, ...] | None = None,
     valid: Valid | None = None,
     source: Tokens | None = None,
     source_valid: Valid | None = None,
@@ -71,7 +71,11 @@ def stream(
     """The same tokens as `generate`'s, one at a time as int32 `[B]`; ends early once every text has met `stop`. Arguments and errors as there."""
     tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
     memory = _memory(model, variables, tokens, source, source_valid)
-    return _stream(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, stop)
+    return _stream(model, variables, tokens, valid, memory, key, max_new_tokens, sampling, _several(stop))
+
+
+def _several(stop: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return () if stop is None else stop if isinstance(stop, tuple) else (stop,)
 
 
 def _checked(model: Model, tokens: Any, max_new_tokens: int, key: Any, sampling: Sampling, valid: Any) -> tuple[Array, Array, Array]:
@@ -114,10 +118,10 @@ def _encode(model: Model, variables: Any, source: Array, valid: Array) -> Array:
     return cast(Array, model.apply(variables, source, valid=valid, method="encode"))
 
 
-@partial(jax.jit, static_argnums=0)
-def _prefill(model: Any, variables: Any, tokens: Array, valid: Array, memory: tuple[Any, ...]) -> tuple[Array, Any]:
-    """The logits of the next token `[B, V]`, and a cache that holds all of a window but its room to grow."""
-    cache = model.init_cache(tokens.shape[0], model.config.max_length)
+@partial(jax.jit, static_argnums=(0, 5))
+def _prefill(model: Any, variables: Any, tokens: Array, valid: Array, memory: tuple[Any, ...], length: int) -> tuple[Array, Any]:
+    """The logits of the next token `[B, V]`, and a cache of a length that holds the tokens, with room to grow."""
+    cache = model.init_cache(tokens.shape[0], length)
     logits, cache = cast(Any, model.apply(variables, tokens, cache, *memory, valid=valid, method="step"))
     return logits[:, -1], cache
 
@@ -129,11 +133,11 @@ def _advance(model: Model, variables: Any, token: Array, cache: Any) -> tuple[Ar
 
 
 @partial(jax.jit, static_argnums=(4, 5))
-def _draw(logits: Array, key: Array, n: Array, done: Array, sampling: Sampling, stop: int | None) -> tuple[Array, Array]:
+def _draw(logits: Array, key: Array, n: Array, done: Array, sampling: Sampling, stop: tuple[int, ...]) -> tuple[Array, Array]:
     token = sampling(logits, jax.random.fold_in(key, n))
-    if stop is not None:
-        token = jnp.where(done, stop, token)
-        done = done | (token == stop)
+    if stop:
+        token = jnp.where(done, stop[0], token)
+        done = done | jnp.isin(token, jnp.array(stop, token.dtype))
     return token, done
 
 
@@ -142,22 +146,27 @@ def _window(model: Model) -> int:
     return max(1, model.config.max_length // 2)
 
 
+def _length(model: Model, tokens: Array, max_new_tokens: int) -> int:
+    """Slots of a cache for the whole text, or as many as there may be: every step reads them all."""
+    return min(model.config.max_length, tokens.shape[1] + max_new_tokens)
+
+
 def _stream(
-    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
-    keep, done = _window(model), jnp.zeros(tokens.shape[0], bool)
-    logits, cache = _prefill(model, variables, tokens, valid, memory)
+    keep, length, done = _window(model), _length(model, tokens, max_new_tokens), jnp.zeros(tokens.shape[0], bool)
+    logits, cache = _prefill(model, variables, tokens, valid, memory, length)
     used = tokens.shape[1]
     text, flags = np.asarray(tokens), np.asarray(valid)
     for n in range(max_new_tokens):
         token, done = _draw(logits, key, jnp.int32(n), done, sampling, stop)
         yield np.asarray(token)
-        if n + 1 == max_new_tokens or (stop is not None and bool(done.all())):
+        if n + 1 == max_new_tokens or bool(done.all()):
             return
         text = np.append(text, np.asarray(token)[:, None], 1)[:, -keep:]
         flags = np.append(flags, np.ones((len(flags), 1), bool), 1)[:, -keep:]
         if used == model.config.max_length:
-            logits, cache = _prefill(model, variables, jnp.asarray(text), jnp.asarray(flags), memory)
+            logits, cache = _prefill(model, variables, jnp.asarray(text), jnp.asarray(flags), memory, length)
             used = text.shape[1]
         else:
             logits, cache = _advance(model, variables, token, cache)
@@ -166,13 +175,13 @@ def _stream(
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _generate(
-    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: int | None
+    model: Model, variables: Any, tokens: Array, valid: Array, memory: Any, key: Array, max_new_tokens: int, sampling: Sampling, stop: tuple[int, ...]
 ) -> Array:
-    longest, keep = model.config.max_length, _window(model)
+    longest, keep, length = model.config.max_length, _window(model), _length(model, tokens, max_new_tokens)
 
     def fill(tokens: Array, valid: Array, n: Any, count: int, done: Array) -> tuple[Array, Array]:
         """Tokens n, ..., n + count - 1 `[B, count]` of the new text, from a cache filled with the text before them."""
-        logits, cache = _prefill(model, variables, tokens, valid, memory)
+        logits, cache = _prefill(model, variables, tokens, valid, memory, length)
         first, done = _draw(logits, key, n, done, sampling, stop)
 
         def one(carry: Any, m: Array) -> tuple[Any, Array]:
