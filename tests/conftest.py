@@ -3,8 +3,11 @@
 HYPOTHESIS_PROFILE=large looks at many more examples, and at others each time.
 """
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -13,6 +16,8 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=10, database=None)
 hypothesis.settings.register_profile("large", deadline=None, max_examples=200)
@@ -98,6 +103,59 @@ def shapes_in() -> Callable[[Any], set[tuple[int, ...]]]:
         return found.union(*(shapes(x) for x in inside if isinstance(x, kinds)))
 
     return shapes
+
+
+GOLDENS = Path(__file__).parent / "zoo" / "goldens"
+TEXT = "to be or not the question that is \n"
+BEGIN, END = "<s>", "</s>"
+
+
+@pytest.fixture(scope="session")
+def published() -> Callable[..., Path]:
+    """`published(folder, "llama", eos_token_id=[2, 14])`: a golden's model in a folder as it is published, with a tokenizer.json of its family's kind.
+
+    There is a generation_config.json where fields of it are given. Texts are of the words of TEXT; of the golden's 61 tokens the tokenizer uses the first.
+    """
+
+    def make(folder: Path, case: str, **generation: Any) -> Path:
+        folder.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(GOLDENS / case / name, folder / name)
+        family = case.partition("-")[0]
+        (_word_pieces if family == "bert" else _ended_pieces if family in ("t5", "marian") else _begun_bytes)().save(str(folder / "tokenizer.json"))
+        if generation:
+            (folder / "generation_config.json").write_text(json.dumps(generation))
+        return folder
+
+    return make
+
+
+def _begun_bytes() -> tokenizers.Tokenizer:
+    """Byte pairs, with a token before a whole text; bytes that TEXT lacks are left out."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=61, initial_alphabet=[], special_tokens=["<unk>", BEGIN, END], show_progress=False))
+    library.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 1)])
+    return library
+
+
+def _word_pieces() -> tokenizers.Tokenizer:
+    """BERT's kind, with a token on either side of a whole text."""
+    library = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    library.train_from_iterator([TEXT], trainers.WordPieceTrainer(vocab_size=61, special_tokens=special, show_progress=False))
+    library.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return library
+
+
+def _ended_pieces() -> tokenizers.Tokenizer:
+    """T5's kind, with a token behind a whole text."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    library.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=60, special_tokens=["<pad>", END], show_progress=False))
+    library.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return library
 
 
 @pytest.fixture

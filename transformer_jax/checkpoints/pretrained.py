@@ -1,0 +1,189 @@
+"""Published models from their folders, and into them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from transformer_jax import zoo
+from transformer_jax.checkpoints.load import load
+from transformer_jax.checkpoints.names import array_at, canonical, check, check_variables, meant, without_copies
+from transformer_jax.checkpoints.quantized import plain
+from transformer_jax.checkpoints.save import write_weights
+from transformer_jax.checkpoints.sentences import read_sentences, write_sentences
+from transformer_jax.checkpoints.weights import Tensors, Weights
+from transformer_jax.config import nearest
+from transformer_jax.layers import Head, NoHead, SentenceEmbedding
+from transformer_jax.models.base import Model, ModelConfig
+from transformer_jax.precision import Precision
+from transformer_jax.zoo.family import Family
+
+Shardings = Sharding | Callable[[tuple[str, ...], tuple[int, ...]], Sharding] | None
+
+
+def from_pretrained(
+    folder: str | Path,
+    *,
+    head: Head | None = None,
+    max_length: int | None = None,
+    precision: Precision = Precision(),
+    sharding: Shardings = None,
+    **fields: Any,
+) -> tuple[Model, dict[str, Any]]:
+    """A published model, from a folder with config.json and safetensors files as Hugging Face's transformers (4 or 5) writes them.
+
+    Tensors quantised to FP8 in blocks, or to MXFP4, are dequantised while they are read. Loading takes the memory of those parameters that this
+    host's devices have, and little more.
+
+    Args:
+        folder: its path.
+        head: in place of the folder's own, with no parameters but those that the folder has: `NoHead()`, `SentenceEmbedding()`. The folder's own is the one
+            that config.json names, or that modules.json describes as sentence-transformers writes it.
+        max_length: in place of the folder's, where no table of positions has that length: texts may be longer than those of training, and LongRoPE (Phi-3) has
+            other factors for texts up to its original length.
+        precision: dtypes; parameters are converted while they are read.
+        sharding: of all parameters, or a function that gives it for a parameter's path and shape; the default device unless given.
+        fields: others of the model's module, such as `backend`; with `stacked=False` each layer has arrays of its own, as decoding wants.
+
+    Returns:
+        The model and its variables, `{"params": ...}`.
+
+    Raises:
+        ValueError: a field of config.json that nobody knows, a tensor that is missing, left over or of another shape. NotImplementedError: a family, a head,
+            an option or a way to quantise that there is not. OSError: files that are not there, or damaged.
+    """
+    folder = Path(folder)
+    with _naming(folder):
+        return _read(folder, head, max_length, precision, sharding, fields)
+
+
+def _read(folder: Path, head: Head | None, max_length: int | None, precision: Precision, sharding: Shardings, fields: dict[str, Any]) -> tuple[Model, Any]:
+    family, own, weights, names = _opened(folder)
+    config = _headed(own, folder, head)
+    config = config if max_length is None else config.replace(max_length=max_length)
+    spare = set() if config is own else {tensor.name for tensor in family.tensors(own)}
+    model = config.make(precision=precision, family=family.model_type, **fields)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), *config.example())["params"]
+    tensors = meant(family.tensors(config), wanted, stacked=model.stacked)
+    check(tensors, wanted, {ours: weights.stored[theirs] for ours, theirs in names.items()}, family, spare)
+    return model, {"params": load(tensors, wanted, lambda name: weights.read(names[name]), sharding)}
+
+
+def published_config(folder: str | Path) -> ModelConfig:
+    """What `from_pretrained` makes a model of, without reading its parameters; raises as it does."""
+    folder = Path(folder)
+    with _naming(folder):
+        _, config, _, _ = _opened(folder)
+        return _headed(config, folder, None)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Has errors name the folder."""
+    try:
+        yield
+    except (NotImplementedError, ValueError) as error:
+        raise type(error)(f"{folder}: {str(error).removeprefix(f'{folder}/').removeprefix(f'{folder}: ')}") from error
+
+
+def is_published(folder: str | Path) -> bool:
+    """Whether a folder holds a published model: one whose config.json has a model_type."""
+    file = Path(folder, "config.json")
+    try:
+        return "model_type" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _headed(config: ModelConfig, folder: Path, head: Head | None) -> ModelConfig:
+    """With a head that was asked for, or that modules.json describes, in place of the config's own."""
+    head = head or read_sentences(folder)
+    return config if head is None else config.replace(head=head)
+
+
+def _opened(folder: Path) -> tuple[Family, ModelConfig, Tensors, dict[str, str]]:
+    """The family, what config.json says, the tensors, and the family's names of them."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        what = "one without config.json" if folder.is_dir() else "a file; give the folder that it is in" if folder.exists() else "one that does not exist"
+        raise FileNotFoundError(f"{folder}: expected a folder with a published model, received {what}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: expected JSON, received a file that is none: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder}/config.json: expected an object, received {type(values).__name__}")
+    family = _family(values)
+    weights = plain(Weights(folder), values.pop("quantization_config", None))
+    names, tied = without_copies(canonical(weights.stored, family), family, values, weights)
+    return family, family.read(values, tied=tied), weights, names
+
+
+def save_pretrained(
+    folder: str | Path, model: Model, variables: Mapping[str, Any], *, family: str | None = None, about: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
+    """Writes config.json and model.safetensors as Hugging Face's transformers reads them; parameters keep their dtype. Past 5 GB there are shards and an index.
+
+    A checkpoint that is there is whole until the new one is, and replaced at once.
+
+    Args:
+        folder: to write to; made where it is not there.
+        model: of a config that a family can express, in either layout.
+        variables: its variables.
+        family: the model_type to write; the one that was read, or the first that can say what the model is, unless given.
+        about: further fields of config.json, such as eos_token_id.
+
+    Raises:
+        ValueError: no family can express the model, its variables are another's, or a field of `about` changes it. OSError: a file could not be written.
+    """
+    chosen, values = _written(model.config, family, model.family)
+    params = variables.get("params", {})
+    check_variables(params, jax.eval_shape(model.init, jax.random.key(0), *model.config.example())["params"])
+    tensors = meant(chosen.tensors(model.config), params, stacked=model.stacked)
+    values = {**values, **(about or {}), "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
+    if wrong := chosen.misread(values, model.config):
+        raise ValueError(f"about: expected fields that say nothing of the model, such as eos_token_id, received others: {'; '.join(wrong[:4])}")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(f"folder: expected a folder, or the name of one to be made, received {folder}, where a file is in the way") from None
+    bare = chosen.architectures[values["architectures"][0]] is NoHead
+
+    def arrays() -> Iterable[tuple[str, np.ndarray]]:
+        for tensor in tensors:
+            name = tensor.name.removeprefix(chosen.prefix) if bare else tensor.name
+            yield name, tensor.join([np.asarray(array_at(params, part.path)[part.index]) for part in tensor.parts])
+
+    write_weights(folder, arrays(), files={"config.json": json.dumps(values, indent=2) + "\n"})
+    if isinstance(model.config.head, SentenceEmbedding):
+        write_sentences(folder, model.config.head, model.config.d_model)
+    else:
+        (folder / "modules.json").unlink(missing_ok=True)  # another model's
+
+
+def _family(values: Mapping[str, Any]) -> Family:
+    kind = values.get("model_type")
+    found = [family for family in zoo.FAMILIES if family.model_type == kind]
+    if not found:
+        known = sorted(family.model_type for family in zoo.FAMILIES)
+        raise NotImplementedError(f"config.json: model_type: expected one of {', '.join(known)}, received {kind!r}{nearest(str(kind), known)}")
+    return found[0]
+
+
+def _written(config: ModelConfig, wanted: str | None, origin: str) -> tuple[Family, dict[str, Any]]:
+    """The family that can say what a model is, and how it says it."""
+    families = [family for family in zoo.FAMILIES if wanted in (None, family.model_type)]
+    if not families:
+        known = sorted(family.model_type for family in zoo.FAMILIES)
+        raise ValueError(f"family: expected one of {', '.join(known)}, received {wanted!r}{nearest(str(wanted), known)}")
+    for family in sorted(families, key=lambda family: family.model_type != origin):
+        if (values := family.write(config)) is not None:
+            return family, values
+    if wanted is None:
+        raise ValueError("model: expected one that a family of the zoo can express, received another; family='llama', say, tells why that one cannot")
+    raise ValueError(f"model: expected one that {family.name} can express, received one that would be read as another: {'; '.join(family.misfit(config)[:4])}")
