@@ -36,7 +36,7 @@ def main(run: str, /, text: str, target: str | None = None, layers: str = "", ou
         if (begin := objective.begin(model.config)) is None:
             raise RunError(f"{run}: expected an objective with a token that begins a target, received {type(objective).__name__}, which has no `begin`")
         if target is None:
-            made = translated(model, variables, sides[0][None], end=begin)[0]
+            made = translated(model, variables, sides[0][None], begin=begin, end=objective.end(model.config), length=longest)[0]
             written = made[made >= 0][: longest - 1]
         else:
             written = _tokens(vocabulary, "--target", target, 0, longest - 1)

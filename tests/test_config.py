@@ -89,7 +89,7 @@ def decoder(**changes: Any) -> DecoderOnlyConfig:
         (
             lambda: Attention(8, mask=Causal(), position=Learned()),
             "Attention.position: expected a scheme that acts on heads",
-            "Learned(); it belongs to the embedding's",
+            "Learned(offset=0); it belongs to the embedding's",
         ),
         (lambda: Attention(8, mask=Causal(), score=[Alibi()]), "Attention.score: expected a tuple of a Score config", "[Alibi()]; put it in a tuple"),
         (lambda: Attention(8, mask=Causal(), score=Alibi()), "Attention.score: expected a tuple of a Score config", "Alibi(); put it in a tuple"),

@@ -84,7 +84,7 @@ def test_targets_are_made_anew_and_wrong_ones_shown(filled: Any) -> None:
     stacks = {"encoder": (Residual(Attention(2, mask=NoMask())),), "decoder": (Residual(Attention(2, mask=Causal())), Residual(CrossAttention(2)))}
     config = EncoderDecoderConfig(V, d_model=8, max_length=T, **{name: Stack((Group(1, layers),)) for name, layers in stacks.items()})
     sources, model = padded(0, 5), config.make()
-    made = translated(model, filled(model, *config.example(1, T)), sources, end=V - 1)
+    made = translated(model, filled(model, *config.example(1, T)), sources, begin=V - 1, end=V - 1, length=T)
     right = np.where(np.arange(ROWS)[:, None] % 3 == 1, padded(2, 5), made)
     exact = [[t for t in a if t >= 0] == [t for t in b if t >= 0] for a, b in zip(made, right)]
     assert 0 < sum(exact) < ROWS

@@ -66,7 +66,7 @@ def test_tokens_of_a_file_without_a_sign_are_as_good(trained: tuple[Any, Any]) -
 
 def test_strides_out_of_range_and_too_short_a_text_are_refused(trained: tuple[Any, Any]) -> None:
     for stride in (0, -1, LENGTH + 1):
-        with pytest.raises(ValueError, match=rf"stride: expected 1 to 7 tokens \(the model's max_length\), received {stride}"):
+        with pytest.raises(ValueError, match=rf"stride: expected 1 to 7 tokens \(the length of a window\), received {stride}"):
             sliding_loss(*trained, text(20), stride=stride, batch=2)
     with pytest.raises(ValueError, match="tokens: expected at least 2, received 1"):
         sliding_loss(*trained, text(1), stride=1, batch=2)

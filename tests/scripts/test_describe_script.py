@@ -100,7 +100,7 @@ def test_a_mixer_from_a_file_of_one_s_own_is_drawn_and_counted(inside: Callable[
         ("tiny_lm.py --import nowhere.py", "describe.py: error: no such file: nowhere.py"),
         ("nowhere.py", "describe.py: error: nowhere.py: no such file"),
         (".", "describe.py: error: config.json: no such file"),
-        ("", "usage: describe.py CONFIG|RUN [flags]"),
+        ("", "usage: describe.py CONFIG|RUN|PRESET|FOLDER [flags]"),
     ],
 )
 def test_input_that_cannot_work_is_answered(inside: Callable[..., Any], line: str, message: str) -> None:

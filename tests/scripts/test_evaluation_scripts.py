@@ -147,7 +147,7 @@ def test_a_model_that_does_not_attend_is_said_to_be_one(trained: Callable[..., P
     ("line", "message"),
     [
         ("evaluate.py --stride 0", "evaluate.py: error: Evaluation.stride: expected more than 0, received 0"),
-        ("evaluate.py --stride 13", "evaluate.py: error: stride: expected 1 to 12 tokens (the model's max_length), received 13"),
+        ("evaluate.py --stride 13", "evaluate.py: error: stride: expected 1 to 12 tokens (the length of a window), received 13"),
         ("evaluate.py --batch 0", "evaluate.py: error: Evaluation.batch: expected more than 0, received 0"),
         ("evaluate.py --limit -1", "evaluate.py: error: Evaluation.limit: expected more than 0, received -1"),
         ("evaluate.py --import nowhere.py", "evaluate.py: error: no such file: nowhere.py"),

@@ -93,7 +93,7 @@ def load_trained(folder: Path) -> Trained:
     """
     model, variables, _ = load_run(folder)
     experiment = read_experiment(folder / "config.json")
-    data = experiment.data.prepare(experiment.model.max_length)
+    data = experiment.data.prepare(experiment.length)
     if json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"] != data.digest:
         way_out = "put back the files as they were (and use the same Python for its own texts), or train anew"
         raise RunError(f"{folder}: expected the data that it was trained on, received other data from the same place, of which it may have seen any; {way_out}")
@@ -113,7 +113,7 @@ def evaluate(objective: Objective, trained: Trained, how: Evaluation) -> Finding
 @evaluate.register
 def _next_token(objective: NextToken, trained: Trained, how: Evaluation) -> Findings:
     model, variables, data = trained.model, trained.variables, trained.data
-    examples, length = _examples(trained, how), model.config.max_length
+    examples, length = _examples(trained, how), trained.experiment.length
     if (tokens := getattr(data.held_out, "tokens", None)) is None:
         sums = _sums(objective, trained, how)
         tasks = (objective.task(model.config, batch, jax.random.key(0)) for batch in in_order(examples, how.batch))
@@ -121,7 +121,7 @@ def _next_token(objective: NextToken, trained: Trained, how: Evaluation) -> Find
         about: dict[str, Any] = {}
     else:
         tokens, about = tokens[: len(examples) * length + 1], {"stride": how.stride or max(1, length // 2)}  # what training looks at, and no more
-        sums, predicted = sliding_loss(model, variables, tokens, batch=how.batch, **about), tokens[1:]
+        sums, predicted = sliding_loss(model, variables, tokens, batch=how.batch, length=length, **about), tokens[1:]
     size = utf8_length(data.vocabulary, predicted.tolist())
     more = {"perplexity": math.exp(sums.loss), "bits_per_byte": sums.nll / math.log(2) / size}
     return Findings({**_numbers(sums), **more, **about})
@@ -130,10 +130,11 @@ def _next_token(objective: NextToken, trained: Trained, how: Evaluation) -> Find
 @evaluate.register
 def _source_to_target(objective: SourceToTarget, trained: Trained, how: Evaluation) -> Findings:
     examples, text = _examples(trained, how), functools.partial(text_of, trained.data.vocabulary)
-    end = objective.begin(trained.model.config)
+    config, length = trained.model.config, trained.experiment.length
+    ends = {"begin": objective.begin(config), "end": objective.end(config)}
     rows: list[Any] = []
     for batch in in_order(examples, how.batch):
-        made = translated(trained.model, trained.variables, batch["source"], end=end)
+        made = translated(trained.model, trained.variables, batch["source"], **ends, length=length)
         rows += zip(batch["source"], made, batch["target"], exact_matches(made, batch["target"]))
     rows = rows[: len(examples)]
     wrong = [tuple(map(text, texts)) for *texts, exact in rows if not exact]

@@ -13,11 +13,11 @@ from transformer_jax.training.held_out import Sums, added_up
 from transformer_jax.typing import Array, Tokens
 
 
-def sliding_loss(model: Any, variables: Any, tokens: np.ndarray, *, stride: int, batch: int) -> Sums:
+def sliding_loss(model: Any, variables: Any, tokens: np.ndarray, *, stride: int, batch: int, length: int | None = None) -> Sums:
     """Sums over all tokens but the first, each predicted once, in a window that moves over the text.
 
-    A window is max_length tokens that predict those after them, of which it counts what no earlier one has: with a stride of max_length all, otherwise the
-    last `stride`, given at least max_length - stride + 1 tokens each. The last window ends where the text does.
+    A window is `length` tokens that predict those after them, of which it counts what no earlier one has: with a stride of `length` all, otherwise the
+    last `stride`, given at least length - stride + 1 tokens each. The last window ends where the text does.
 
     Args:
         model: decoder-only, in either layout.
@@ -25,13 +25,14 @@ def sliding_loss(model: Any, variables: Any, tokens: np.ndarray, *, stride: int,
         tokens: integers `[n]`.
         stride: tokens from one window to the next; less is slower, and gives each token more to go by.
         batch: windows at a time.
+        length: of a window; the model's max_length unless given.
 
     Raises:
         ValueError: a stride out of range, or fewer than 2 tokens.
     """
-    longest = model.config.max_length
+    longest = length or model.config.max_length
     if not 1 <= stride <= longest:
-        raise ValueError(f"stride: expected 1 to {longest} tokens (the model's max_length), received {stride}")
+        raise ValueError(f"stride: expected 1 to {longest} tokens (the length of a window), received {stride}")
     if len(tokens) < 2:
         raise ValueError(f"tokens: expected at least 2, received {len(tokens)}")
     windows = _windows(np.asarray(tokens), min(longest, len(tokens) - 1), stride, batch)

@@ -17,7 +17,9 @@ class Run(Config):
 
     Attributes:
         folder: where the run's files go.
-        start: a run whose last parameters are the first of this one, where names and shapes are the same (a head for something else is new).
+        start: a run whose last parameters are the first of this one, where names and shapes are the same (a head for something else is new), or a folder with
+            a published model.
+        length: tokens of an example at most; the model's max_length unless given.
         steps: of training.
         batch: examples to a step.
         accumulate: a batch is taken in so many parts, whose gradients are summed.
@@ -38,6 +40,7 @@ class Run(Config):
     steps: int
     batch: int
     start: str = ""
+    length: int | None = None
     accumulate: int = 1
     seed: int = 0
     steps_per_call: int = 10
@@ -53,7 +56,7 @@ class Run(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "steps", "batch", "accumulate", "steps_per_call", "evaluate_every", "checkpoint_every", "keep", "sample_tokens")
+        check_positive(self, "steps", "batch", "accumulate", "steps_per_call", "evaluate_every", "checkpoint_every", "keep", "sample_tokens", "length")
         check_not_negative(self, "unroll", "temperature")
         if self.batch % self.accumulate:
             raise ValueError(f"Run.accumulate: expected a divisor of batch = {self.batch}, received {self.accumulate}")
@@ -76,3 +79,13 @@ class Experiment(Config):
     objective: Objective = NextToken()
     optimizer: Optimizer = AdamW()
     schedule: Schedule = WarmupCosine()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length > self.model.max_length:
+            raise ValueError(f"Run.length: expected at most the model's max_length = {self.model.max_length}, received {self.length}")
+
+    @property
+    def length(self) -> int:
+        """Tokens of an example at most."""
+        return self.run.length or self.model.max_length

@@ -1,13 +1,11 @@
 """All that is held out, in batches of one shape, and sums over them."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import jax
 import numpy as np
-
-from pallas_kernels.loss import CrossEntropy
 
 
 class Sums(NamedTuple):
@@ -34,6 +32,17 @@ class Sums(NamedTuple):
         return self.correct / self.weight
 
 
+class Counted(Protocol):
+    """Sums of a batch, as a loss or an objective gives them: see `CrossEntropy`."""
+
+    @property
+    def nll(self) -> Any: ...
+    @property
+    def correct(self) -> Any: ...
+    @property
+    def weight(self) -> Any: ...
+
+
 def in_order(examples: grain.MapDataset, batch: int) -> Iterator[Any]:
     """All examples, each once, in batches of one shape. A last batch that is not full is filled with -1, which nothing counts."""
     batch = min(batch, len(examples))
@@ -43,7 +52,7 @@ def in_order(examples: grain.MapDataset, batch: int) -> Iterator[Any]:
         yield jax.tree.map(lambda *a: np.stack(a), *rows)
 
 
-def added_up(parts: Iterable[CrossEntropy]) -> Sums:
+def added_up(parts: Iterable[Counted]) -> Sums:
     """The sums of all batches together, in double precision."""
     nll = correct = weight = 0.0
     for part in parts:

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.checkpoints import from_pretrained, is_published, published_vocabulary
 from transformer_jax.config import differences, from_json, to_json
 from transformer_jax.data import Prepared, batches
 from transformer_jax.models import unstacked
+from transformer_jax.precision import Precision
 from transformer_jax.tokenize import Vocabulary
 from transformer_jax.tokenize import load as load_vocabulary
 from transformer_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -59,9 +61,9 @@ def train(experiment: Experiment, *, resume: bool = False, command: list[str] | 
     precision = experiment.run.precision
     if "float64" in (precision.params, precision.compute) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise RunError("run.precision: expected float32, bfloat16 or float16, received float64, which jax has where JAX_ENABLE_X64=1 is in the environment")
-    data = experiment.data.prepare(experiment.model.max_length)
-    sizes = data.vocabulary.vocab_size + experiment.objective.extra_tokens, len(data.labels)
-    experiment = experiment.replace(model=experiment.model.filled_in(*sizes))
+    data = experiment.data.prepare(experiment.length)
+    extra = 0 if _starts_published(experiment) else experiment.objective.extra_tokens
+    experiment = experiment.replace(model=experiment.model.filled_in(data.vocabulary.vocab_size + extra, len(data.labels)))
     folder = Path(experiment.run.folder) if resume else free_folder(experiment.run.folder)
     experiment = experiment.replace(run=experiment.run.replace(folder=str(folder)))
     if resume:
@@ -101,8 +103,12 @@ def _check_same(experiment: Experiment, folder: Path, digest: str) -> None:
     note_before = folder / "run.json"
     if note_before.exists() and json.loads(note_before.read_text(encoding="utf-8")).get("data") != digest:
         raise RunError(f"--resume: expected the data that {folder} was started with, received other data from the same place; leave --resume out to start anew")
-    if changed := differences(read_experiment(path), experiment):
-        what, way_out = "; ".join(changed), "leave --resume out to start anew, or from its parameters by --run.start"
+    if changed := differences(before := read_experiment(path), experiment):
+        way_out = "leave --resume out to start anew, or from its parameters by --run.start"
+        if before.run.start != experiment.run.start:  # with which a model goes, and all that differs in it
+            changed = [line for line in changed if line.startswith("run.start:")]
+            way_out = f"give the --init or --run.start of then, or go on by train.py {path} --resume"
+        what = "; ".join(changed)
         raise RunError(f"--resume: expected the config that {folder} was started with, received one with {what}; {way_out}")
 
 
@@ -121,6 +127,9 @@ def load_run(folder: Path) -> tuple[Any, Any, Vocabulary]:
 def _trained(folder: Path) -> tuple[Any, Vocabulary]:
     """The last parameters of a run, and its vocabulary; raises as `load_run` does."""
     path = folder / "config.json"
+    if is_published(folder):
+        way_out = f"scripts/train.py --init {folder} makes a run that goes on from it"
+        raise RunError(f"{folder}: expected the folder of a run, received that of a published model; {way_out}")
     if not path.exists():
         raise RunError(f"{folder}: expected the folder of a run, received one without config.json" if folder.exists() else f"{folder}: there is no such folder")
     experiment = read_experiment(path)
@@ -138,6 +147,17 @@ def _trained(folder: Path) -> tuple[Any, Vocabulary]:
     if vocabulary.vocab_size > (experiment.model.vocab_size or 0):
         raise RunError(f"{folder}/tokenizer.json: expected a vocabulary of at most {experiment.model.vocab_size}, received one of {vocabulary.vocab_size}")
     return found[0].params, vocabulary
+
+
+def _starts_published(experiment: Experiment) -> bool:
+    """Whether a run starts from a published model."""
+    return bool(experiment.run.start) and is_published(experiment.run.start)
+
+
+def _published(folder: Path, precision: Precision) -> tuple[Any, Vocabulary]:
+    """The parameters of a published model, and its vocabulary."""
+    model, variables = from_pretrained(folder, precision=precision)
+    return variables["params"], published_vocabulary(folder, model.config.vocab_size)
 
 
 def started_from(params: Any, before: Any) -> tuple[Any, dict[str, Any]]:
@@ -186,7 +206,7 @@ class _Trainer:
         state = init_state(self.model, self.optimizer, self.keys["init"], *self.experiment.model.example())
         if not (start := self.experiment.run.start):
             return state
-        before, vocabulary = _trained(Path(start))
+        before, vocabulary = _published(Path(start), self.experiment.run.precision) if _starts_published(self.experiment) else _trained(Path(start))
         if vocabulary != self.data.vocabulary:
             way_out = "train both on the same texts, or give the data its tokenizer: FromFile"
             raise RunError(f"run.start: expected a run with the data's vocabulary, received {start}, which has another; {way_out}")
@@ -210,7 +230,7 @@ class _Trainer:
         if len(metrics.rows) != at:
             raise RunError(f"{metrics.path}: expected a line for each of the {at} steps before the checkpoint, received {len(metrics.rows)} that can be read")
         model = self.experiment.model
-        seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, model.max_length)))
+        seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, self.experiment.length)))
         with Progress(run.steps, at, tokens_per_step=seen) as progress:
             progress.line(self.data.summary)
             fresh = f", from {run.start} but for {', '.join(self.fresh) or 'nothing'}" if run.start else ""

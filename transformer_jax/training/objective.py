@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.loss import CrossEntropy, linear_cross_entropy
+from pallas_kernels.loss import linear_cross_entropy
 from transformer_jax.config import Config
 from transformer_jax.data import Prepared
 from transformer_jax.generation import Sampling
@@ -20,6 +20,7 @@ from transformer_jax.layers.base import check_not_negative, check_positive, chec
 from transformer_jax.models.base import ModelConfig
 from transformer_jax.ops.corruption import corrupt_spans, mask_tokens, span_lengths
 from transformer_jax.training import samples
+from transformer_jax.training.sown import SOWN, added_losses, router_metrics
 from transformer_jax.typing import Array
 
 Batch = dict[str, Array]
@@ -41,6 +42,24 @@ class Asked(NamedTuple):
     key: Array
 
 
+class LossSums(NamedTuple):
+    """Sums over the labels of a batch that count. Only `total` is differentiable.
+
+    Attributes:
+        total: of what is minimised: weight * (the labels' loss + the losses that layers sow).
+        nll: of weight * -log p(label), in nats.
+        correct: of weight where the label is the likeliest.
+        weight: of weights.
+        metrics: what is written down beside these, each times the weight.
+    """
+
+    total: Array
+    nll: Array
+    correct: Array
+    weight: Array
+    metrics: dict[str, Array]
+
+
 class Task(NamedTuple):
     """What a model is asked, and the answers.
 
@@ -53,6 +72,20 @@ class Task(NamedTuple):
     inputs: tuple[Array, ...]
     labels: Array
     options: dict[str, Array]
+
+
+class SpecialTokens(NamedTuple):
+    """A published model's: None for what it has not.
+
+    Attributes:
+        begin: of what an encoder-decoder writes.
+        end: of a text.
+        mask: in place of a token that is to be found.
+    """
+
+    begin: int | None
+    end: int | None
+    mask: int | None
 
 
 @dataclass(frozen=True)
@@ -79,9 +112,24 @@ class Objective(Config):
         """A batch as a task: a pure function of the batch and a key."""
         raise NotImplementedError(f"{type(self).__name__} must define task(model, batch, key)")
 
+    def published(self, tokens: SpecialTokens) -> "Objective":
+        """The same with a published model's special tokens in place of its own.
+
+        Raises:
+            ValueError: the model has not what it needs.
+        """
+        if self.extra_tokens:
+            received = f"received {type(self).__name__}, which has its own; take another recipe"
+            raise ValueError(f"objective: expected one that can take a published model's special tokens, {received}")
+        return self
+
     def begin(self, model: ModelConfig) -> int | None:
-        """The token that begins what an encoder-decoder writes, and ends it; None where nothing is written so."""
+        """The token that begins what an encoder-decoder writes; None where nothing is written so."""
         return None
+
+    def end(self, model: ModelConfig) -> int | None:
+        """The token that ends it."""
+        return self.begin(model)
 
     def example(self, batch: int, length: int) -> Batch:
         """A batch as `task` takes it, of `length` tokens to a sequence, all 0."""
@@ -91,12 +139,15 @@ class Objective(Config):
         """What a trained model makes of a prompt, or of a few held-out examples, as text to look at. `model` is unstacked."""
         return ""
 
-    def __call__(self, model: nn.Module, variables: Any, batch: Batch, rngs: dict[str, Array] | None = None) -> CrossEntropy:
-        """Sums over a batch; the loss is total / weight. Without `rngs`, or the stream "corruption" in them, what is random is the same at each call."""
+    def __call__(self, model: nn.Module, variables: Any, batch: Batch, rngs: dict[str, Array] | None = None) -> LossSums:
+        """Sums over a batch; the loss is total / weight. Without `rngs`, or the stream "corruption" in them, what is random is the same at each call.
+
+        What layers sow into "losses" is added to the loss; of experts there are metrics: "aux_loss", what is added, and "router_load_max".
+        """
         key = jax.random.key(0) if rngs is None or "corruption" not in rngs else rngs["corruption"]
         inputs, labels, options = self.task(cast(Any, model).config, batch, key)
-        x, head = cast(Any, model).apply(variables, *inputs, **options, rngs=rngs, method="prelogits")
-        return linear_cross_entropy(
+        (x, head), sown = cast(Any, model).apply(variables, *inputs, **options, rngs=rngs, method="prelogits", mutable=SOWN)
+        sums = linear_cross_entropy(
             x.reshape(-1, x.shape[-1]),
             head.kernel,
             labels.reshape(-1),
@@ -105,6 +156,11 @@ class Objective(Config):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
+        metrics, loss = router_metrics(sown), added_losses(sown)
+        total = sums.total
+        if loss is not None:
+            total, metrics["aux_loss"] = total + sums.weight * loss, loss
+        return LossSums(total, sums.nll, sums.correct, sums.weight, {name: sums.weight * jax.lax.stop_gradient(a) for name, a in metrics.items()})
 
 
 @dataclass(frozen=True)
@@ -131,16 +187,18 @@ class NextToken(Objective):
 
 @dataclass(frozen=True)
 class MaskedTokens(Objective):
-    """Tokens behind masks: 80 % of those chosen become the mask, the last token of the model's vocabulary, 10 % another token, 10 % stay (BERT).
+    """Tokens behind masks: 80 % of those chosen become the mask, 10 % another token, 10 % stay (BERT).
 
     A batch holds "tokens" `[B, T]`, of which the model's max_length are used. Further fields: `Objective`'s.
 
     Attributes:
         rate: share of the tokens that are chosen.
+        mask_token: the last of the model's vocabulary unless given.
     """
 
     _: KW_ONLY
     rate: float = 0.15
+    mask_token: int | None = None
     extra_tokens: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -148,9 +206,16 @@ class MaskedTokens(Objective):
         check_positive(self, "rate")
         check_rate(self, "rate")
 
+    def published(self, tokens: SpecialTokens) -> "MaskedTokens":
+        if tokens.mask is None:
+            way_out = "take a model that was trained with masks"
+            raise ValueError(f"objective: expected a tokenizer with a token for a mask, [MASK] or <mask>, received one without; {way_out}")
+        return self.replace(mask_token=tokens.mask)
+
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
-        tokens, mask = batch["tokens"][:, : model.max_length], _vocab_size(model) - 1
-        inputs, labels = mask_tokens(key, tokens, rate=self.rate, mask_token=mask, vocab_size=mask)
+        tokens, last = batch["tokens"][:, : model.max_length], _vocab_size(model) - 1
+        mask = last if self.mask_token is None else self.mask_token
+        inputs, labels = mask_tokens(key, tokens, rate=self.rate, mask_token=mask, vocab_size=last if mask == last else last + 1)
         return Task((inputs,), labels, {"valid": tokens >= 0})
 
     def sample(self, model: Any, variables: Any, data: Prepared, asked: Asked) -> str:
@@ -204,29 +269,45 @@ class CorruptedSpans(Objective):
 class SourceToTarget(Objective):
     """A target given its source, for an encoder-decoder. Fields: `Objective`'s.
 
-    A batch holds "source" `[B, S]` and "target" `[B, T]`. The last token of the model's vocabulary ends a target, and begins it. Without a source there is
-    nothing to predict.
+    A batch holds "source" `[B, S]` and "target" `[B, T]`. Without a source there is nothing to predict.
+
+    Attributes:
+        end_token: ends a target; the last of the model's vocabulary unless given.
+        begin_token: begins a target; the one that ends it unless given.
     """
 
+    _: KW_ONLY
+    end_token: int | None = None
+    begin_token: int | None = None
     extra_tokens: ClassVar[int] = 1
 
+    def published(self, tokens: SpecialTokens) -> "SourceToTarget":
+        if tokens.begin is None or tokens.end is None:
+            missing = "decoder_start_token_id" if tokens.begin is None else "eos_token_id"
+            raise ValueError(f"objective: expected a model with tokens that begin and end a target, received one without {missing}; add it to its config.json")
+        return self.replace(begin_token=tokens.begin, end_token=tokens.end)
+
     def begin(self, model: ModelConfig) -> int:
-        return _vocab_size(model) - 1
+        return self.end(model) if self.begin_token is None else self.begin_token
+
+    def end(self, model: ModelConfig) -> int:
+        return _vocab_size(model) - 1 if self.end_token is None else self.end_token
 
     def example(self, batch: int, length: int) -> Batch:
         return {"source": jnp.zeros((batch, length), jnp.int32), "target": jnp.zeros((batch, length - 1), jnp.int32)}
 
     def task(self, model: ModelConfig, batch: Batch, key: Array) -> Task:
-        end, target = self.begin(model), batch["target"]
+        end, target = self.end(model), batch["target"]
         length = (target >= 0).sum(-1, keepdims=True)
         there = (batch["source"] >= 0).any(-1, keepdims=True)  # a row that is all padding has nothing to end
         target = jnp.where((jnp.arange(target.shape[1] + 1) == length) & there, end, jnp.pad(target, ((0, 0), (0, 1)), constant_values=-1))
-        return _source_to_target(batch["source"], target[:, : model.max_length], begin=end)
+        return _source_to_target(batch["source"], target[:, : model.max_length], begin=self.begin(model))
 
     def sample(self, model: Any, variables: Any, data: Prepared, asked: Asked) -> str:
         """Sources, what the model makes of them, and the right target where it is another."""
         batch, text = samples.first_examples(data, 8), functools.partial(samples.text_of, data.vocabulary)
-        made = samples.translated(model, variables, batch["source"], end=self.begin(model.config))
+        ends = {"begin": self.begin(model.config), "end": self.end(model.config)}
+        made = samples.translated(model, variables, batch["source"], **ends, length=batch["target"].shape[1])
         rows = [(text(source), text(m), text(target)) for source, m, target in zip(batch["source"], made, batch["target"])]
         return "\n".join(f"{source} -> {made}" + ("" if made == target else f" (right: {target})") for source, made, target in rows)
 
@@ -239,6 +320,9 @@ class SequenceLabels(Objective):
     """
 
     extra_tokens: ClassVar[int] = MaskedTokens.extra_tokens
+
+    def published(self, tokens: SpecialTokens) -> "Objective":
+        return self
 
     def example(self, batch: int, length: int) -> Batch:
         return {**super().example(batch, length), "label": jnp.zeros((batch,), jnp.int32)}
@@ -260,6 +344,9 @@ class TokenLabels(Objective):
     """The class of each token. A batch holds "tokens" and "labels" `[B, T]`. Fields: `Objective`'s. Of its extra token see `SequenceLabels`."""
 
     extra_tokens: ClassVar[int] = MaskedTokens.extra_tokens
+
+    def published(self, tokens: SpecialTokens) -> "Objective":
+        return self
 
     def example(self, batch: int, length: int) -> Batch:
         return {name: jnp.zeros((batch, length), jnp.int32) for name in ("tokens", "labels")}

@@ -12,7 +12,7 @@ from transformer_jax.layers.base import check_not_negative, check_positive, chec
 
 Schedule_fn = Callable[[Any], Any]
 
-_NOT_DECAYED = ("bias", "scale")
+_NOT_DECAYED = ("bias", "correction", "scale")
 
 
 class Optimizer(Config):
@@ -84,7 +84,7 @@ class SGD(Optimizer):
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay belongs to: kernels and embeddings, not biases, scales of norms, or arrays of scores."""
+    """True for the parameters that weight decay belongs to: kernels and embeddings, not biases, routers' corrections, scales of norms, or arrays of scores."""
 
     def decays(path: Any, _: Any) -> bool:
         names = [str(getattr(part, "key", part)) for part in path]

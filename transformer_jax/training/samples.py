@@ -14,16 +14,18 @@ from transformer_jax.tokenize import Vocabulary
 
 
 def continued(model: Any, variables: Any, vocabulary: Vocabulary, prompt: str, count: int, sampling: Sampling, key: jax.Array) -> str:
-    """The prompt and `count` tokens after it."""
+    """The prompt and `count` tokens after it; a word of it where the vocabulary, a published one, makes no tokens of the prompt."""
     tokens = jnp.asarray(vocabulary.encode(prompt)[None, -model.config.max_length :])
+    if not tokens.size:
+        return f"(no sample: the tokenizer makes no tokens of the prompt {prompt!r}; give another by --run.prompt)"
     return prompt + text_of(vocabulary, generate(model, variables, tokens, count, key=key, sampling=sampling)[0])
 
 
-def translated(model: Any, variables: Any, sources: Any, *, end: int) -> np.ndarray:
-    """The likeliest target of each source `[B, S]`, token by token, int32 `[B, max_length]`, -1 from the end token on."""
-    begin = jnp.full((len(sources), 1), end, jnp.int32)
+def translated(model: Any, variables: Any, sources: Any, *, begin: int, end: int, length: int) -> np.ndarray:
+    """The likeliest target of each source `[B, S]`, token by token, int32 `[B, length]`, -1 from the end token on."""
+    first = jnp.full((len(sources), 1), begin, jnp.int32)
     how = {"sampling": Sampling(0.0), "stop": end, "source": jnp.maximum(sources, 0), "source_valid": sources >= 0}
-    made = np.asarray(generate(model, variables, begin, model.config.max_length, **how))
+    made = np.asarray(generate(model, variables, first, length, **how))
     return np.where(np.logical_or.accumulate(made == end, 1), -1, made)
 
 

@@ -17,5 +17,5 @@ def run_script(main: Callable[..., None], *, prog: str) -> None:
         tyro.cli(main, prog=prog, args=arguments)
     except CheckpointError as error:
         exit_at_once(f"{prog}: error: {error}")
-    except (ValueError, OSError, RunError) as error:
+    except (NotImplementedError, ValueError, OSError, RunError) as error:
         sys.exit(f"{prog}: error: {error}")

@@ -53,7 +53,7 @@ def train_step(
         accumulate: the batch is taken in so many parts, whose gradients are summed; the batch must be a multiple of it.
 
     Returns:
-        A function whose metrics are "loss" (nats), "accuracy" and "grad_norm", float32 scalars.
+        A function whose metrics are "loss" (nats), "accuracy", "grad_norm" and those of the objective's sums, float32 scalars.
     """
 
     def gradient(params: Any, batch: Batch, key: Array) -> tuple[Any, Any]:
@@ -82,6 +82,7 @@ def train_step(
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = _transformation(optimizer, state.params).update(grads, state.opt_state, state.params)
         metrics = {"loss": sums.nll / count, "accuracy": sums.correct / count, "grad_norm": optax.tree.norm(grads)}
+        metrics |= {name: a / count for name, a in getattr(sums, "metrics", {}).items()}  # an objective of one's own may have none
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return step
