@@ -59,3 +59,20 @@ def test_shards_give_what_one_file_gives(tmp_path: Path, output: Any) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "config.json").write_bytes((GOLDENS / "llama" / "config.json").read_bytes())
     np.testing.assert_array_equal(output(tmp_path), output("llama"))
+
+
+@pytest.mark.slow
+def test_weights_in_four_bits_are_what_they_stand_for(tmp_path: Path, rewritten: Any, output: Any) -> None:
+    """gpt-oss: 32 inputs of an output share a scale, two numbers a byte, outputs before inputs; plainly stored the inputs come first."""
+    draw = np.random.default_rng(0)
+    codes = draw.integers(0, 16, (5, 48, 32))
+    scales = draw.integers(124, 129, (5, 48, 1))
+    numbers = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])[codes] * 2.0 ** (scales - 127)
+    blocks = (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8)[:, :, None]
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    packed = {f"{name}_blocks": blocks, f"{name}_scales": scales.astype(np.uint8)}
+    quantised = rewritten(
+        "gpt-oss", tmp_path / "q", lambda tensors: {n: a for n, a in tensors.items() if n != name} | packed, quantization_config={"quant_method": "mxfp4"}
+    )  # fmt: skip
+    plain = rewritten("gpt-oss", tmp_path / "p", lambda tensors: tensors | {name: numbers.swapaxes(1, 2).astype(np.float32)})
+    np.testing.assert_array_equal(output(quantised), output(plain))
