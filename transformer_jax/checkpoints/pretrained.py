@@ -184,6 +184,8 @@ def _written(config: ModelConfig, wanted: str | None, origin: str) -> tuple[Fami
     for family in sorted(families, key=lambda family: family.model_type != origin):
         if (values := family.write(config)) is not None:
             return family, values
-    if wanted is None:
+    chosen = [family for family in families if family.model_type == (wanted or origin)]
+    if not chosen:
         raise ValueError("model: expected one that a family of the zoo can express, received another; family='llama', say, tells why that one cannot")
-    raise ValueError(f"model: expected one that {family.name} can express, received one that would be read as another: {'; '.join(family.misfit(config)[:4])}")
+    wrong = "; ".join(chosen[0].misfit(config)[:4])
+    raise ValueError(f"model: expected one that {chosen[0].name} can express, received one that would be read as another: {wrong}")
