@@ -154,7 +154,7 @@ def test_a_step_at_a_time_equals_the_whole_though_it_makes_no_keys_of_heads(clos
 def test_no_array_of_a_step_has_both_heads_and_slots_but_probabilities(shapes_in, normal):
     config, slots = LATENT.replace(num_heads=5), 101
     module, build = latent(config, "reference"), Build(D)
-    x, cache = jnp.zeros((B, 1, D)), config.init_cache(build, B, slots)
+    x, cache = jnp.zeros((B, 1, D), jnp.float32), config.init_cache(build, B, slots)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, Context())
     context = Context(jnp.zeros((B, 1), jnp.int32), kv_positions=jnp.arange(slots)[None], index=jnp.int32(0))
     shapes = shapes_in(jax.make_jaxpr(partial(module.apply, method="step"))(variables, x, context, cache))
