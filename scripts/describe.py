@@ -20,7 +20,7 @@ from transformer_jax import zoo
 from transformer_jax.analysis import complexity, describe, plot_flops
 from transformer_jax.checkpoints import is_published, published_config
 from transformer_jax.command_line import load
-from transformer_jax.layers import Head, MaskedLanguageModel, NoHead, SentenceEmbedding, SequenceClassifier, TokenClassifier
+from transformer_jax.layers import Head, MaskedLanguageModel, NoHead, SequenceClassifier, TokenClassifier
 from transformer_jax.layers.base import check_positive
 from transformer_jax.models import EncoderDecoderConfig, ModelConfig
 from transformer_jax.training import Experiment, MaskedTokens, NextToken, Objective, SequenceLabels, SourceToTarget, TokenLabels
@@ -90,7 +90,7 @@ def objective_of(config: ModelConfig) -> Objective:
 def tell(config: ModelConfig, model: Any, objective: Objective, batch: int, length: int, plot: Path | None) -> None:
     if length > config.max_length:
         raise ValueError(f"--length: expected at most {config.max_length} (the model's max_length), received {length}; raise --model.max-length too")
-    if isinstance(config.head, (NoHead, SentenceEmbedding)):
+    if isinstance(config.head, NoHead):
         raise ValueError(f"expected a model whose head has a loss, received one with {type(config.head).__name__}; name another preset, or another folder")
     grows = complexity(config, length=length, precision=model.precision)
     print(describe(model, grows, batch=batch, length=length, objective=objective), end="")

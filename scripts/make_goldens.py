@@ -152,6 +152,8 @@ def run(case: dict[str, Any], model: Any, side: dict[str, np.ndarray], valid: np
             found["features"] = made.hidden_states[-1].numpy()
     else:
         found["features"] = made.last_hidden_state.numpy()
+        if "pooler_output" in made:
+            found["pooled"] = made.pooler_output.numpy()
     if case.get("_same_tokens"):
         found["target_valid"] = valid.astype(np.int8)
     if case.get("_positions") == "places":

@@ -38,14 +38,14 @@ def main() -> None:
 
 def measured(golden: Path) -> tuple[Model, float]:
     """The model, and the largest difference of its outputs from the published implementation's, of the largest of these, in float32."""
-    outputs = run_path(str(ROOT / "tests" / "zoo" / "test_parity.py"))["outputs"]
+    parity = run_path(str(ROOT / "tests" / "zoo" / "test_parity.py"))
     everything = load_file(golden / "expected.safetensors")
     model, variables = from_pretrained(golden)
     worst = 0.0
-    run = jax.jit(lambda given: outputs(model, variables, given))
+    run = jax.jit(lambda given: parity["outputs"](model, variables, given))
     for padding in sorted({name.split(".")[0] for name in everything}):
         given = {name.split(".")[1]: value for name, value in everything.items() if name.startswith(f"{padding}.")}
-        expected = {name: given.pop(name) for name in ("encoded", "features", "logits") if name in given}
+        expected = {name: given.pop(name) for name in parity["OUTPUTS"] if name in given}
         valid = given["valid"].astype(bool)
         made = run({**given, **{name: given[name].astype(bool) for name in ("valid", "target_valid") if name in given}})
         for name, theirs in expected.items():

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from transformer_jax import from_pretrained, save_pretrained
+from transformer_jax.layers import NoHead
+
 Arrays = dict[str, np.ndarray]
 
 POOLER = {"pooler.dense.weight": np.ones((30, 30)), "pooler.dense.bias": np.ones(30)}
@@ -32,11 +35,16 @@ def test_older_names_and_heads_of_pretraining_change_nothing(tmp_path: Path, rew
     np.testing.assert_array_equal(output(rewritten("bert", tmp_path, older, **fields)), output("bert"))
 
 
-def test_a_model_without_prefix_gives_its_features_with_and_without_a_pooler(tmp_path: Path, rewritten: Any, output: Any) -> None:
+def test_a_model_without_prefix_gives_its_features_and_whether_there_is_a_pooler_its_tensors_say(tmp_path: Path, rewritten: Any, output: Any) -> None:
     features = output("bert", method="features")
     for pooler in ({}, POOLER):
-        folder = rewritten("bert", tmp_path / str(len(pooler)), lambda tensors, more=pooler: bare(tensors) | more, architectures=["BertModel"])
+        folder = rewritten("bert", tmp_path / f"{len(pooler)}", lambda tensors, more=pooler: bare(tensors) | more, architectures=["BertModel"])
         np.testing.assert_array_equal(output(folder), features)
+        model, variables = from_pretrained(folder)
+        assert model.config.head == NoHead(pooler=bool(pooler))
+        save_pretrained(tmp_path / f"{len(pooler)}_again", model, variables)
+        assert from_pretrained(tmp_path / f"{len(pooler)}_again")[0].config == model.config
+    np.testing.assert_allclose(output(folder, method="pooled"), np.tanh(1 + features[[0, 1], [2, 0]].sum(-1))[:, None] * np.ones((1, 30)), rtol=1e-5)
 
 
 def test_a_classifier_needs_its_pooler(tmp_path: Path, rewritten: Any, output: Any) -> None:

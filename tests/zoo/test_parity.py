@@ -14,6 +14,7 @@ from transformer_jax.precision import Precision
 from transformer_jax.zoo.family import without_training
 
 CLOSE = 1e-5  # of the largest output, in float32
+OUTPUTS = "encoded", "features", "pooled", "logits"
 
 
 def outputs(model: Any, variables: Any, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -26,15 +27,15 @@ def outputs(model: Any, variables: Any, given: dict[str, jax.Array]) -> dict[str
             side |= {f"target_{name}": value for name, value in {**options, "valid": given["target_valid"]}.items()}
         encoded = model.apply(variables, tokens, valid=valid, **options, method="encode")
         return {"encoded": encoded, "logits": model.apply(variables, tokens, given["target"], **side)}
-    features = model.apply(variables, tokens, valid=valid, **options, method="features")
-    return {"features": features, "logits": model.apply(variables, tokens, valid=valid, **options)}
+    methods = {"features": "features", "logits": "__call__", **({"pooled": "pooled"} if getattr(model.config.head, "pooler", False) else {})}
+    return {name: model.apply(variables, tokens, valid=valid, **options, method=method) for name, method in methods.items()}
 
 
 def test_outputs_are_those_of_the_published_implementation(golden: Path) -> None:
     everything = load_file(golden / "expected.safetensors")
     paddings, names = (sorted({name.split(".")[n] for name in everything}) for n in (0, 1))
     given = {name: np.concatenate([everything[f"{padding}.{name}"] for padding in paddings]) for name in names}  # one batch of all
-    expected = {name: given.pop(name) for name in ("encoded", "features", "logits") if name in given}
+    expected = {name: given.pop(name) for name in OUTPUTS if name in given}
     given |= {name: given[name].astype(bool) for name in ("valid", "target_valid") if name in given}
     model, variables = from_pretrained(golden)
     made = jax.jit(lambda given: {name: value for name, value in outputs(model, variables, given).items() if name in expected})(given)

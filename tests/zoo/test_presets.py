@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from transformer_jax import zoo
+from transformer_jax.layers import NoHead
+from transformer_jax.models import ModelConfig
 
 
 def transformer_of_2017(d_model: int, d_ff: int, tokens: int = 37000, layers: int = 6) -> int:
@@ -120,15 +122,15 @@ PUBLISHED = {
     # Reports of runs, which count two tables of 512 sines and cosines and not the bias of the logits.
     "opus-mt-en-de": 74_410_496 - 2 * 512 * 512 + 58101,
     "opus-mt-en-fr": 75_133_952 - 2 * 512 * 512 + 59514,
-    # keras_hub/src/models/bert/bert_presets.py, which counts the encoder and its pooler; here a head behind masks is in the pooler's place, which has a norm
-    # and the bias of the logits beside a dense layer of the same size
+    # keras_hub/src/models/bert/bert_presets.py, which counts the encoder and its pooler (compared below); here a head behind masks is in the pooler's place,
+    # which has a norm and the bias of the logits beside a dense layer of the same size
     "bert-base": 109_482_240 + 2 * 768 + 30522,
     "bert-large": 335_141_888 + 2 * 1024 + 30522,
     "bert-base-cased": 108_310_272 + 2 * 768 + 28996,
     "bert-large-cased": 333_579_264 + 2 * 1024 + 28996,
     "bert-base-multilingual-cased": 177_853_440 + 2 * 768 + 119547,
-    # the tensors of its folder, as those who have read them say, less 512 position ids and the pooler
-    "all-minilm-l6-v2": 22_713_728 - 512 - 384 * 385,
+    # the tensors of its folder, as those who have read them say, less 512 position ids
+    "all-minilm-l6-v2": 22_713_728 - 512,
     # huggingface.co/docs/safetensors/metadata_parsing, less 514 position ids
     "roberta-base": 124_697_947 - 514,
     "roberta-large": 355_412_571 - 514,
@@ -171,9 +173,17 @@ FIRST = {next(iter(family.presets)) for family in zoo.FAMILIES}
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in zoo.names()])
 def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
-    model = zoo.model(name)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *model.config.example())
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PUBLISHED[name]
+    assert count(zoo.config(name)) == PUBLISHED[name]
+
+
+def count(config: ModelConfig) -> int:
+    shapes = jax.eval_shape(config.make().init, jax.random.key(0), *config.example())
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def test_bert_s_encoder_with_its_pooler_has_the_published_number() -> None:
+    published = {"bert-base": 109_482_240, "bert-large": 335_141_888, "bert-base-cased": 108_310_272, "bert-large-cased": 333_579_264}
+    assert {name: count(zoo.config(name).replace(head=NoHead(pooler=True))) for name in published} == published
 
 
 def test_a_family_can_write_its_presets() -> None:

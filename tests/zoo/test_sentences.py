@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from transformer_jax import from_pretrained, save_pretrained
 from transformer_jax.layers import FirstToken, LastToken, MaskedLanguageModel, Mean, NoHead, SentenceEmbedding, SequenceClassifier
@@ -16,8 +17,8 @@ TRANSFORMER, POOLING, NORMALIZE = ({"type": f"sentence_transformers.models.{kind
 ))  # fmt: skip
 
 
-def described(rewritten: Any, folder: Path, modules: list[dict[str, Any]], pooling: dict[str, Any]) -> Path:
-    rewritten("bert", folder, architectures=["BertForMaskedLM"])
+def described(rewritten: Any, folder: Path, modules: list[dict[str, Any]], pooling: dict[str, Any], golden: str = "bert") -> Path:
+    rewritten(golden, folder)
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
@@ -56,6 +57,17 @@ def test_a_folder_of_sentence_transformers_says_its_head_and_is_written_again(
     assert again.config == model.config
     assert json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))["architectures"] == ["BertModel"]
     np.testing.assert_array_equal(output(tmp_path / "ours"), output(tmp_path / "theirs"))
+
+
+def test_a_pooler_that_no_vector_is_made_with_is_kept(tmp_path: Path, rewritten: Any, output: Any) -> None:
+    theirs = described(rewritten, tmp_path / "theirs", [TRANSFORMER, POOLING], {"pooling_mode": "mean"}, golden="bert-model")
+    model, variables = from_pretrained(theirs)
+    assert model.config.head == SentenceEmbedding(Mean(), pooler=True)
+    save_pretrained(tmp_path / "ours", model, variables)
+    before, after = (load_file(folder / "model.safetensors") for folder in (theirs, tmp_path / "ours"))
+    assert before.keys() == after.keys() and "pooler.dense.weight" in after
+    np.testing.assert_array_equal(output(theirs, head=SentenceEmbedding()), output(theirs))
+    np.testing.assert_array_equal(output(tmp_path / "ours", head=NoHead()), output("bert-model"))
 
 
 def test_what_a_head_cannot_say_is_refused(tmp_path: Path, rewritten: Any) -> None:

@@ -31,18 +31,24 @@ def canonical(stored: Iterable[str], family: Family) -> dict[str, str]:
     return names
 
 
-def without_copies(names: Mapping[str, str], family: Family, values: Mapping[str, Any], weights: Tensors) -> tuple[dict[str, str], bool | None]:
-    """The names without tensors that are copies of others, and whether the head is tied to the embeddings, None where there is no such head.
-
-    A head that differs from the embeddings is not tied, whatever config.json says; one that is not there is. Where they are equal, config.json decides.
-    """
+def without_copies(names: Mapping[str, str], family: Family, values: Mapping[str, Any], weights: Tensors) -> dict[str, str]:
+    """The names without tensors that are copies of others; where a head equals the embeddings, config.json decides whether it is one."""
     kernel, left = next(iter(family.copies), None), dict(names)
     for copy, original in family.copies.items():
         if copy == kernel and not values.get("tie_word_embeddings", True):
             continue
         if copy in left and original in left and same(weights.read(left[copy]), weights.read(left[original])):
             del left[copy]
-    return left, None if kernel is None else kernel not in left
+    return left
+
+
+def shown(names: Mapping[str, str], family: Family) -> dict[str, bool]:
+    """What the tensors' names, less copies, say in place of config.json, which is not always right: whether the head is tied, and the family's further fields.
+
+    A head that differs from the embeddings is not tied; one that is not there is.
+    """
+    tied = {"tie_word_embeddings": next(iter(family.copies)) not in names} if family.copies else {}
+    return {**tied, **{field: tensor in names for field, tensor in family.shown.items()}}
 
 
 def meant(tensors: Iterable[Tensor], params: Any, *, stacked: bool) -> list[Tensor]:

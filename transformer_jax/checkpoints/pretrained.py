@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 
 from transformer_jax import zoo
 from transformer_jax.checkpoints.load import load
-from transformer_jax.checkpoints.names import array_at, canonical, check, check_variables, meant, without_copies
+from transformer_jax.checkpoints.names import array_at, canonical, check, check_variables, meant, shown, without_copies
 from transformer_jax.checkpoints.quantized import plain
 from transformer_jax.checkpoints.save import write_weights
 from transformer_jax.checkpoints.sentences import read_sentences, write_sentences
@@ -102,7 +102,8 @@ def is_published(folder: str | Path) -> bool:
 
 def _headed(config: ModelConfig, folder: Path, head: Head | None) -> ModelConfig:
     """With a head that was asked for, or that modules.json describes, in place of the config's own."""
-    head = head or read_sentences(folder)
+    if head is None and (said := read_sentences(folder)) is not None:
+        head = said.replace(pooler=isinstance(config.head, NoHead) and config.head.pooler)
     return config if head is None else config.replace(head=head)
 
 
@@ -119,8 +120,8 @@ def _opened(folder: Path) -> tuple[Family, ModelConfig, Tensors, dict[str, str]]
         raise ValueError(f"{folder}/config.json: expected an object, received {type(values).__name__}")
     family = _family(values)
     weights = plain(Weights(folder), values.pop("quantization_config", None))
-    names, tied = without_copies(canonical(weights.stored, family), family, values, weights)
-    return family, family.read(values, tied=tied), weights, names
+    names = without_copies(canonical(weights.stored, family), family, values, weights)
+    return family, family.read({**values, **shown(names, family)}), weights, names
 
 
 def save_pretrained(

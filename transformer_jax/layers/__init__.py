@@ -1,14 +1,15 @@
 """The parts of a model: configs, each of which makes its linen module with `make(Build(d_model=...))`."""
 
 from transformer_jax.layers.base import Build, Context, Layer, Linear, Mixer, MixerModule, Mlp, MlpModule
-from transformer_jax.layers.classifiers import FirstToken, LastToken, Mean, Pool, SentenceEmbedding, SequenceClassifier, TokenClassifier
+from transformer_jax.layers.classifiers import SequenceClassifier, TokenClassifier
 from transformer_jax.layers.embedding import Embedding
-from transformer_jax.layers.head import Head, LanguageModel, MaskedLanguageModel, NoHead, Unembedding
+from transformer_jax.layers.head import Head, LanguageModel, MaskedLanguageModel, Unembedding
 from transformer_jax.layers.initialization import GPT2Init, Initialization, NormalInit, T5Init, XavierInit
 from transformer_jax.layers.masks import And, Causal, Mask, NoMask, Not, Or, SlidingWindow
 from transformer_jax.layers.mixers import Attention, CrossAttention, LatentAttention, ShawAttention
 from transformer_jax.layers.mlps import Dense, Experts, FeedForward, Gated, NoMlp, Router, Routing, SigmoidRouter, SoftmaxRouter
 from transformer_jax.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
+from transformer_jax.layers.pooling import FirstToken, LastToken, Mean, NoHead, Pool, SentenceEmbedding
 from transformer_jax.layers.positions import (
     Learned,
     LinearScaling,

@@ -1,4 +1,4 @@
-"""From hidden states to the logits of classes, of a sequence or of each token, or to one vector of a sequence."""
+"""From hidden states to the logits of classes, of a sequence or of each token."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -7,76 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import Config
 from transformer_jax.layers.base import Build, Linear, check_activation, check_positive, check_rate
 from transformer_jax.layers.head import Head, Unembedding
 from transformer_jax.layers.norm import NoNorm, Norm
+from transformer_jax.layers.pooling import FirstToken, Pool, pooled
 from transformer_jax.ops.activations import ACTIVATIONS
-from transformer_jax.precision import wide
 from transformer_jax.typing import Hidden, Valid
-
-
-class Pool(Config):
-    """Open base of ways to make one vector of a sequence."""
-
-    def __call__(self, x: Hidden, valid: Valid) -> jax.Array:
-        """`[B, T, D]`, and `[B, T]`, False at padding, to `[B, D]`."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(x, valid)")
-
-
-@dataclass(frozen=True)
-class FirstToken(Pool):
-    """The first valid token's vector (BERT)."""
-
-    def __call__(self, x: Hidden, valid: Valid) -> jax.Array:
-        return jnp.take_along_axis(x, jnp.argmax(valid, -1)[:, None, None], 1)[:, 0]
-
-
-@dataclass(frozen=True)
-class LastToken(Pool):
-    """The last valid token's vector, which in a causal model has seen all others (GPT, Radford et al. 2018, section 3.2)."""
-
-    def __call__(self, x: Hidden, valid: Valid) -> jax.Array:
-        last = x.shape[1] - 1 - jnp.argmax(valid[:, ::-1], -1)
-        return jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-
-
-@dataclass(frozen=True)
-class Mean(Pool):
-    """The mean over the valid tokens, summed in float32 (Reimers and Gurevych, arXiv:1908.10084, section 3)."""
-
-    def __call__(self, x: Hidden, valid: Valid) -> jax.Array:
-        weights = valid.astype(wide(x.dtype))[..., None]
-        return ((x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).astype(x.dtype)
-
-
-@dataclass(frozen=True)
-class SentenceEmbedding(Head):
-    """A vector of the sequence, `[B, D]`, and no logits (Reimers and Gurevych, arXiv:1908.10084, section 3).
-
-    Attributes:
-        pool: what makes one vector of the sequence.
-        normalize: whether it is divided by its Euclidean norm, so that products of vectors are cosines; one of only zeros stays.
-    """
-
-    pool: Pool = Mean()
-    _: KW_ONLY
-    normalize: bool = False
-
-    def make(self, build: Build, vocab_size: int) -> nn.Module:
-        return SentenceEmbeddingModule(self)
-
-
-class SentenceEmbeddingModule(nn.Module):
-    config: SentenceEmbedding
-
-    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, None]:
-        y = _pooled(self.config.pool, x, valid)
-        if self.config.normalize:
-            exact = y.astype(wide(y.dtype))
-            squares = jnp.maximum((exact * exact).sum(-1, keepdims=True), 1e-24)
-            y = (exact * jax.lax.rsqrt(squares)).astype(y.dtype)
-        return y, None
 
 
 @dataclass(frozen=True)
@@ -156,7 +92,7 @@ class SequenceClassifier(Classifier):
 
 class SequenceClassifierModule(ClassifierModule):
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, Unembedding]:
-        return self._classify(_pooled(self.config.pool, x, valid))
+        return self._classify(pooled(self.config.pool, x, valid))
 
 
 @dataclass(frozen=True)
@@ -170,7 +106,3 @@ class TokenClassifier(Classifier):
 class TokenClassifierModule(ClassifierModule):
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:
         return self._classify(x)
-
-
-def _pooled(pool: Pool, x: Hidden, valid: Valid | None) -> jax.Array:
-    return pool(x, jnp.ones(x.shape[:2], bool) if valid is None else valid)

@@ -52,19 +52,6 @@ class Head(Config):
 
 
 @dataclass(frozen=True)
-class NoHead(Head):
-    """The model gives its last hidden state."""
-
-    def make(self, build: Build, vocab_size: int) -> nn.Module:
-        return NoHeadModule()
-
-
-class NoHeadModule(nn.Module):
-    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, None]:
-        return x, None
-
-
-@dataclass(frozen=True)
 class LanguageModel(Head):
     """Logits of tokens: softcap((scale * x).kernel + bias).
 

@@ -46,14 +46,14 @@ def encoder(s: Settings, head: Head, *, offset: int = 0) -> EncoderOnlyConfig:
 
 def encoder_head(s: Settings, hidden_act: str) -> Head:
     """BERT's heads; `hidden_act` is that of the head behind masks."""
-    drop = s("classifier_dropout", None)
+    drop, pooler = s("classifier_dropout", None), s("add_pooling_layer", True)
     drop = s("hidden_dropout_prob", 0.1) if drop is None else drop
     if s.head is SequenceClassifier:
         return SequenceClassifier(num_labels(s), dropout=drop)
     if s.head is TokenClassifier:
         return TokenClassifier(num_labels(s), dropout=drop)
     if s.head is NoHead:
-        return NoHead()
+        return NoHead(pooler=pooler)
     s.only("tie_word_embeddings", True)  # which of two biases an untied head adds depends on the version that reads it
     return MaskedLanguageModel(activation(hidden_act), norm=LayerNorm(s("layer_norm_eps", 1e-12)))
 
@@ -82,12 +82,13 @@ def encoder_settings(model: Any) -> dict[str, Any] | None:
                 "hidden_dropout_prob": drop,
                 "attention_probs_dropout_prob": attention.dropout,
                 "classifier_dropout": getattr(model.head, "dropout", None),
+                **({"add_pooling_layer": False} if model.head == NoHead() else {}),
             }
     return None
 
 
 def encoder_tensors(model: EncoderOnlyConfig, prefix: str) -> Iterator[Tensor]:
-    """The encoder's, and the logits' of each token's class."""
+    """The encoder's, the pooler's of a model without further head, and the logits' of each token's class."""
     embedding = Place(("embedding",))
     yield table(f"{prefix}embeddings.word_embeddings.weight", embedding / "embedding")
     yield table(f"{prefix}embeddings.position_embeddings.weight", embedding / "position/embedding")
@@ -102,6 +103,8 @@ def encoder_tensors(model: EncoderOnlyConfig, prefix: str) -> Iterator[Tensor]:
         yield from linear(f"{at}.intermediate.dense", mlp / "layer/up")
         yield from linear(f"{at}.output.dense", mlp / "layer/down")
         yield from norm(f"{at}.output.LayerNorm", mlp / "after")
+    if isinstance(model.head, NoHead):
+        yield from linear(f"{prefix}pooler.dense", Place(("head",)) / "dense")
     if isinstance(model.head, TokenClassifier):
         yield from linear("classifier", Place(("head",)))
 
@@ -155,9 +158,10 @@ FAMILY = Family(
     },
     dropped={
         r"bert\.embeddings\.position_ids": "0, 1, 2, ...",
-        r"bert\.pooler\.dense\.(weight|bias)": "only the classifier of sequences has it",
+        r"bert\.pooler\.dense\.(weight|bias)": "for a vector or the class of a sequence",
         r"cls\.seq_relationship\.(weight|bias)": "whether a sentence follows another, asked only in pretraining",
     },
     renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
     copies={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias": "cls.predictions.bias"},
+    shown={"add_pooling_layer": "bert.pooler.dense.weight"},
 )

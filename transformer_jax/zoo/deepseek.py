@@ -4,7 +4,22 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from transformer_jax.layers import Causal, Experts, Gated, LatentAttention, NoMlp, Residual, RMSNorm, Rope, SigmoidRouter, SoftmaxRouter, Stack
+from transformer_jax.layers import (
+    Causal,
+    Experts,
+    Gated,
+    LanguageModel,
+    LatentAttention,
+    NoHead,
+    NoMlp,
+    Residual,
+    RMSNorm,
+    Rope,
+    SequenceClassifier,
+    SigmoidRouter,
+    SoftmaxRouter,
+    Stack,
+)
 from transformer_jax.models import DecoderOnlyConfig
 from transformer_jax.zoo import relatives
 from transformer_jax.zoo.activations import THEIRS, activation
@@ -189,7 +204,7 @@ V2 = Family(
     paper="arXiv:2405.04434",
     unusual="latent attention; shared experts beside routed ones, which are chosen within groups",
     model_type="deepseek_v2",
-    architectures=decoder_architectures("DeepseekV2"),
+    architectures={"DeepseekV2ForCausalLM": LanguageModel, "DeepseekV2Model": NoHead, "DeepseekV2ForSequenceClassification": SequenceClassifier},
     prefix="model.",
     config=config,
     settings=settings,

@@ -37,6 +37,7 @@ class Family:
         dropped: regular expressions for names of tensors that a model may be without, and why: what are no parameters, and parts that only some heads use.
         renamed: regular expressions for names that older files have, and what takes their place.
         copies: names of tensors that may be stored beside another of which they are copies; first the head's kernel, where it can be tied, and the embeddings.
+        shown: fields of a config.json that are true where a tensor is there, whatever the file says, and the tensor.
     """
 
     name: str
@@ -54,13 +55,10 @@ class Family:
     dropped: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
 
-    def read(self, values: Mapping[str, Any], *, tied: bool | None = None) -> ModelConfig:
+    def read(self, values: Mapping[str, Any]) -> ModelConfig:
         """Our config of what a config.json says.
-
-        Args:
-            values: its fields.
-            tied: whether the head is tied to the embeddings, where the tensors say so; the field is not always right.
 
         Raises:
             ValueError: a field is missing, or there is one that nobody knows. NotImplementedError: one has a value that the model cannot express.
@@ -71,8 +69,7 @@ class Family:
             expected = f"expected one of {', '.join(self.architectures)} for {self.name}"
             received = ", ".join((architecture, *others))
             raise NotImplementedError(f"config.json: architectures: {expected}, received {received}{nearest(received, self.architectures)}")
-        told = {} if tied is None else {"tie_word_embeddings": tied}
-        settings = Settings({**values, "model_type": self.model_type, **told}, self.name, self.architectures[architecture])
+        settings = Settings({**values, "model_type": self.model_type}, self.name, self.architectures[architecture])
         try:
             config = self.config(settings)
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -113,7 +110,7 @@ class Family:
 
 def _headless(config: ModelConfig) -> ModelConfig:
     """Of vectors of sentences config.json knows nothing."""
-    return config.replace(head=NoHead()) if isinstance(config.head, SentenceEmbedding) else config
+    return config.replace(head=NoHead(pooler=config.head.pooler)) if isinstance(config.head, SentenceEmbedding) else config
 
 
 _TRAINING: dict[str, Any] = {"dropout": 0.0, "remat": "nothing", "initialization": NormalInit(), "load_balance_loss": 0.0, "z_loss": 0.0}

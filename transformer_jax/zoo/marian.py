@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformer_jax.layers import LanguageModel, NoHead, Sinusoidal
+from transformer_jax.layers import LanguageModel, Sinusoidal
 from transformer_jax.models import EncoderDecoderConfig
 from transformer_jax.zoo.bart import COPIES, IGNORED, both_sides, encoder_decoder, encoder_decoder_settings, tensors
 from transformer_jax.zoo.family import Family
@@ -37,7 +37,7 @@ FAMILY = Family(
     paper="Junczys-Dowmunt et al., arXiv:1804.00344; Tiedemann and Thottingal 2020, OPUS-MT",
     unusual="sines before cosines; no norm but those after sublayers; tables of tokens shared or one for each side",
     model_type="marian",
-    architectures={"MarianMTModel": LanguageModel, "MarianModel": NoHead},
+    architectures={"MarianMTModel": LanguageModel},
     prefix="model.",
     config=config,
     settings=settings,

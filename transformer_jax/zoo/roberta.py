@@ -58,10 +58,11 @@ def _family(name: str, model_type: str, classes: str, *, paper: str, unusual: st
         presets=presets,
         dropped={
             r"roberta\.embeddings\.position_ids": "0, 1, 2, ...",
-            r"roberta\.pooler\.dense\.(weight|bias)": "for whether a sentence follows another, which it was not trained for",
+            r"roberta\.pooler\.dense\.(weight|bias)": "for a vector of a sequence",
         },
         renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
         copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
+        shown={"add_pooling_layer": "roberta.pooler.dense.weight"},
     )
 
 

@@ -1,7 +1,7 @@
-"""RoBERTa and XLM-RoBERTa: positions behind a padding token that is not the usual one; classes of sequences and tokens.
+"""RoBERTa and XLM-RoBERTa: positions behind a padding token that is not the usual one; classes of sequences and tokens; the pooler.
 
-The published classifier looks at the first place, be it padding or not, ours at the first token: without padding on the left they are the same. The published
-class counts positions from the row behind the padding token's itself, where the tokens' numbers say what is padding.
+The published classifier and pooler look at the first place, be it padding or not, ours at the first token: without padding on the left they are the
+same. The published class counts positions from the row behind the padding token's itself, where the tokens' numbers say what is padding.
 """
 
 SIZES = {
@@ -12,7 +12,9 @@ LABELS = {"id2label": {"0": "a", "1": "b", "2": "c"}}
 
 CASES = {
     "roberta": {**SIZES, "architectures": ["RobertaForMaskedLM"], "pad_token_id": 3, "hidden_act": "relu", "_hidden": True},
+    "roberta-model": {**SIZES, "architectures": ["RobertaModel"], "hidden_act": "gelu_new", "_paddings": ["whole", "right"]},
     "roberta-classes": {**SIZES, **LABELS, "architectures": ["RobertaForSequenceClassification"], "_paddings": ["whole", "right"]},
     "roberta-tokens": {**SIZES, **LABELS, "architectures": ["RobertaForTokenClassification"], "type_vocab_size": 2, "_token_types": 2},
     "xlm-roberta": {**SIZES, "architectures": ["XLMRobertaForMaskedLM"], "model_type": "xlm-roberta"},
+    "xlm-roberta-model": {**SIZES, "architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "_paddings": ["whole", "right"]},
 }
