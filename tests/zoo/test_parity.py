@@ -59,7 +59,7 @@ def test_writing_gives_back_the_folder(golden: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["architectures"] == values["architectures"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_writing_and_reading_again_changes_no_bit(golden: Path, tmp_path: Path, dtype: Any) -> None:
     model, variables = from_pretrained(golden, precision=Precision(dtype))
     save_pretrained(tmp_path, model, variables)

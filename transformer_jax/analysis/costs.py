@@ -13,6 +13,7 @@ from transformer_jax.analysis.memory import activation_bytes, peak_bytes
 from transformer_jax.analysis.parts import Part, part_of, parts
 from transformer_jax.analysis.sizes import parameters
 from transformer_jax.layers.base import Mlp
+from transformer_jax.models.base import variable_shapes
 from transformer_jax.training.objective import NextToken, Objective
 
 
@@ -155,7 +156,7 @@ _Call: TypeAlias = tuple[Any, ...]  # a function and its arguments
 
 def _forward(model: Any, batch: int, length: int) -> _Call:
     inputs = jax.eval_shape(lambda: model.config.example(batch, length))
-    return model.apply, jax.eval_shape(model.init, jax.random.key(0), *inputs), *inputs
+    return model.apply, variable_shapes(model), *inputs
 
 
 def _prelogits(model: Any, batch: int, length: int) -> _Call:

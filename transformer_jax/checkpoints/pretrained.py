@@ -19,7 +19,7 @@ from transformer_jax.checkpoints.sentences import read_sentences, write_sentence
 from transformer_jax.checkpoints.weights import Tensors, Weights
 from transformer_jax.config import nearest
 from transformer_jax.layers import Head, NoHead, SentenceEmbedding
-from transformer_jax.models.base import Model, ModelConfig
+from transformer_jax.models.base import Model, ModelConfig, variable_shapes
 from transformer_jax.precision import Precision
 from transformer_jax.zoo.family import Family
 
@@ -68,7 +68,7 @@ def _read(folder: Path, head: Head | None, max_length: int | None, precision: Pr
     config = config if max_length is None else config.replace(max_length=max_length)
     spare = set() if config is own else {tensor.name for tensor in family.tensors(own)}
     model = config.make(precision=precision, family=family.model_type, **fields)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), *config.example())["params"]
+    wanted = variable_shapes(model)["params"]
     tensors = meant(family.tensors(config), wanted, stacked=model.stacked)
     check(tensors, wanted, {ours: weights.stored[theirs] for ours, theirs in names.items()}, family, spare)
     return model, {"params": load(tensors, wanted, lambda name: weights.read(names[name]), sharding)}
@@ -143,7 +143,7 @@ def save_pretrained(
     """
     chosen, values = _written(model.config, family, model.family)
     params = variables.get("params", {})
-    check_variables(params, jax.eval_shape(model.init, jax.random.key(0), *model.config.example())["params"])
+    check_variables(params, variable_shapes(model)["params"])
     tensors = meant(chosen.tensors(model.config), params, stacked=model.stacked)
     values = {**values, **(about or {}), "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
     if wrong := chosen.misread(values, model.config):

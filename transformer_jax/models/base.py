@@ -1,5 +1,6 @@
 """What models of all shapes share: their configs' base, their fields, and what is done to tokens before the first layer."""
 
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import flax.linen as nn
@@ -117,6 +118,13 @@ class Model(nn.Module):
         if self.config.vocab_size is None:
             way_out = "fill it in: config.replace(vocab_size=vocabulary.vocab_size)"
             raise ValueError(f"{self.kind.__name__}.vocab_size: expected a number, received None; {way_out}")
+
+
+@lru_cache(maxsize=8)
+def variable_shapes(model: Model) -> dict[str, Any]:
+    """Shapes and dtypes of a model's variables; nothing is initialised, and a model is traced once."""
+    shapes: dict[str, Any] = jax.eval_shape(model.init, jax.random.key(0), *model.config.example())
+    return shapes
 
 
 def prepared(
