@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import from_pretrained, save_pretrained, zoo
-from transformer_jax.checkpoints import is_published
+from transformer_jax.checkpoints import is_published, read_about
+from transformer_jax.checkpoints.json_files import read_json
 from transformer_jax.checkpoints.names import canonical
 from transformer_jax.checkpoints.weights import INDEX, Weights
 from transformer_jax.precision import Precision
@@ -32,10 +33,10 @@ def main(source: str, target: str, /, dtype: Literal["float32", "bfloat16", "flo
     if out.exists():
         raise ValueError(f"target: expected a folder that does not exist, received {target}; remove it, or name another")
     if is_published(folder):
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json")
         given = values.get("torch_dtype") or values.get("dtype") or "float32" if dtype == "same" else dtype
         model, variables = from_pretrained(folder, precision=Precision(given))
-        save_pretrained(out, model, variables, family=family or None, about=_about(folder))
+        save_pretrained(out, model, variables, family=family or None, about=folder)
         if left := sorted(set(_tensors(folder)) - set(_tensors(out))):
             print(f"convert.py: note: left out, as our model has none: {', '.join(left)}", file=sys.stderr)
         _copy(folder, out)
@@ -45,9 +46,9 @@ def main(source: str, target: str, /, dtype: Literal["float32", "bfloat16", "flo
             model, variables = model.clone(precision=Precision(dtype)), jax.tree.map(lambda a: a.astype(jnp.dtype(dtype)), variables)
         origin, objective = _origin(folder), read_experiment(folder / "config.json").objective
         trained = {"decoder_start_token_id": objective.begin(model.config), "eos_token_id": objective.end(model.config)}
-        about = {**(_about(origin) if origin else {}), **{name: token for name, token in trained.items() if token is not None}, **_classes(folder)}
+        about = {**(read_about(origin) if origin else {}), **{name: token for name, token in trained.items() if token is not None}, **_classes(folder)}
         if origin:
-            model = model.clone(family=_values(origin)["model_type"])
+            model = model.clone(family=read_json(origin / "config.json")["model_type"])
         save_pretrained(out, model, variables, family=family or None, about=about)
         if isinstance(vocabulary, (BytePairVocabulary, PublishedVocabulary)):
             vocabulary.save(out / "tokenizer.json")
@@ -71,12 +72,6 @@ def _origin(run: Path) -> Path | None:
     return None
 
 
-def _about(published: Path) -> dict[str, Any]:
-    """The special tokens of a published model, and its classes' names, of which ours says nothing."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "id2label", "label2id")
-    return {name: value for name, value in _values(published).items() if name in names}
-
-
 def _classes(run: Path) -> dict[str, Any]:
     """The names of a run's classes."""
     file = run / "labels.json"
@@ -84,14 +79,9 @@ def _classes(run: Path) -> dict[str, Any]:
     return {"id2label": {str(n): name for n, name in enumerate(names)}, "label2id": {name: n for n, name in enumerate(names)}} if names else {}
 
 
-def _values(published: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((published / "config.json").read_text(encoding="utf-8"))
-    return values
-
-
 def _tensors(published: Path) -> dict[str, str]:
     """By the family's names, which are not always those of the files."""
-    family = next(family for family in zoo.FAMILIES if family.model_type == _values(published)["model_type"])
+    family = next(family for family in zoo.FAMILIES if family.model_type == read_json(published / "config.json")["model_type"])
     return canonical(Weights(published).stored, family)
 
 

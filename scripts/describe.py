@@ -10,20 +10,21 @@ All other flags are those of train.py, and CONFIG --help lists them; presets and
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import tyro
 
 from transformer_jax import zoo
 from transformer_jax.analysis import complexity, describe, plot_flops
 from transformer_jax.checkpoints import is_published, published_config
 from transformer_jax.command_line import load
-from transformer_jax.layers import Head, MaskedLanguageModel, NoHead, SequenceClassifier, TokenClassifier
+from transformer_jax.layers import Head, MaskedLanguageModel, NoHead, SentenceEmbedding, SequenceClassifier, TokenClassifier
 from transformer_jax.layers.base import check_positive
 from transformer_jax.models import EncoderDecoderConfig, ModelConfig
-from transformer_jax.training import Experiment, MaskedTokens, NextToken, Objective, SequenceLabels, SourceToTarget, TokenLabels
+from transformer_jax.training import Experiment, LossSums, MaskedTokens, NextToken, Objective, SequenceLabels, SourceToTarget, TokenLabels
 
 ASSUMED_VOCABULARY = 256
 ASSUMED_LABELS = 8
@@ -42,6 +43,21 @@ class Options:
         check_positive(self, "batch", "length", "vocab_size")
 
 
+@dataclass(frozen=True)
+class OutputSum(Objective):
+    """The sum of what a model without logits makes of inputs with these names."""
+
+    _: KW_ONLY
+    inputs: tuple[str, ...] = ("tokens",)
+
+    def __call__(self, model: Any, variables: Any, batch: Any, rngs: Any = None) -> LossSums:
+        total = model.apply(variables, *(batch[name] for name in self.inputs), rngs=rngs).sum()
+        return LossSums(total, total, jnp.zeros(()), jnp.ones(()), {})
+
+    def example(self, batch: int, length: int) -> Any:
+        return {name: jnp.zeros((batch, length), jnp.int32) for name in self.inputs}
+
+
 def main() -> None:
     options, arguments = tyro.cli(Options, prog="describe.py", args=sys.argv[1:], add_help=False, return_unknown_args=True)
     usage = __doc__.partition("\n\n")[2].strip()
@@ -56,10 +72,11 @@ def main() -> None:
 
 
 def show(source: str, flags: list[str], options: Options) -> None:
-    if source in zoo.names() or is_published(source):
+    unknown = not Path(source).exists() and len(Path(source).parts) == 1 and Path(source).suffix not in (".py", ".json")
+    if source in zoo.names() or is_published(source) or unknown:
         if flags:
             raise ValueError(f"{flags[0]}: expected no flags of a recipe for a published model, received one; leave it out")
-        config = zoo.config(source) if source in zoo.names() else published_config(source)
+        config = published_config(source) if is_published(source) else zoo.config(source)
         length = options.length or min(config.max_length, 2048)
         if options.vocab_size:
             config = config.replace(vocab_size=options.vocab_size)
@@ -81,7 +98,11 @@ def show(source: str, flags: list[str], options: Options) -> None:
 
 def objective_of(config: ModelConfig) -> Objective:
     """What a published model was trained for."""
-    if isinstance(config, EncoderDecoderConfig):
+    two = isinstance(config, EncoderDecoderConfig)
+    if isinstance(config.head, NoHead | SentenceEmbedding):
+        print(f"loss: the sum of what the model gives is assumed, as {type(config.head).__name__} has none")
+        return OutputSum(inputs=("source", "target") if two else ("tokens",))
+    if two:
         return SourceToTarget()
     heads: dict[type[Head], Objective] = {MaskedLanguageModel: MaskedTokens(), SequenceClassifier: SequenceLabels(), TokenClassifier: TokenLabels()}
     return heads.get(type(config.head), NextToken())
@@ -90,8 +111,6 @@ def objective_of(config: ModelConfig) -> Objective:
 def tell(config: ModelConfig, model: Any, objective: Objective, batch: int, length: int, plot: Path | None) -> None:
     if length > config.max_length:
         raise ValueError(f"--length: expected at most {config.max_length} (the model's max_length), received {length}; raise --model.max-length too")
-    if isinstance(config.head, NoHead):
-        raise ValueError(f"expected a model whose head has a loss, received one with {type(config.head).__name__}; name another preset, or another folder")
     grows = complexity(config, length=length, precision=model.precision)
     print(describe(model, grows, batch=batch, length=length, objective=objective), end="")
     if plot:

@@ -149,6 +149,15 @@ def test_whenever_it_is_killed_the_old_or_the_new_checkpoint_is_whole(tmp_path: 
     assert over and seen == sorted(seen) and seen[0] == OLD
 
 
+def test_files_beside_the_tensors_come_and_go_with_them(tmp_path: Path) -> None:
+    pooled: dict[str, str | None] = {"config.json": "{}", "modules.json": "[]", "1_Pooling/config.json": "{}"}
+    for files, there in ((pooled, set(pooled)), ({"config.json": "{}", "modules.json": None}, {"config.json", "1_Pooling/config.json"})):
+        write_weights(tmp_path, tensors(NEW), files=files)
+        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == there
+    write_weights(tmp_path, tensors(OLD), files={"modules.json": None})
+    assert value(tmp_path) == OLD
+
+
 def test_without_links_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any) -> None:
         raise OSError("no links here")

@@ -10,9 +10,24 @@ import pytest
 
 from transformer_jax import generate, stream, unstacked
 from transformer_jax.generation import Sampling
-from transformer_jax.layers import Attention, Causal, Dense, Embedding, Gated, Group, LanguageModel, Learned, Residual, RMSNorm, Rope, SlidingWindow, Stack
+from transformer_jax.layers import (
+    Attention,
+    Causal,
+    Dense,
+    Embedding,
+    Gated,
+    Group,
+    LanguageModel,
+    Learned,
+    NoHead,
+    Residual,
+    RMSNorm,
+    Rope,
+    SlidingWindow,
+    Stack,
+)
 from transformer_jax.layers.scores import RelativeBias
-from transformer_jax.models import DecoderOnly, DecoderOnlyConfig
+from transformer_jax.models import DecoderOnly, DecoderOnlyConfig, EncoderOnlyConfig
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -185,6 +200,16 @@ def test_it_works_inside_jit_and_without_a_key_where_nothing_is_drawn(one: tuple
     model, variables = one
     inside = jax.jit(lambda variables, tokens: generate(model, variables, tokens, 5, sampling=GREEDY))(variables, jnp.asarray(prompts(2, 4), jnp.int32))
     np.testing.assert_array_equal(inside, generate(*one, prompts(2, 4), 5, sampling=GREEDY))
+
+
+def test_a_model_that_gives_no_logits_of_next_tokens_is_refused(one: tuple[DecoderOnly, Any]) -> None:
+    model, variables = one
+    without = {"params": {name: part for name, part in variables["params"].items() if name != "head"}}
+    with pytest.raises(ValueError, match=r"model\.head: expected one that gives logits, such as LanguageModel\(\), .* received NoHead\(\)"):
+        generate(model.config.replace(head=NoHead()).make(stacked=model.stacked), without, prompts(1, 3), 2, sampling=GREEDY)
+    fields = {field: getattr(model.config, field) for field in ("d_model", "max_length", "stack")}
+    with pytest.raises(ValueError, match="model: expected one that writes, a DecoderOnly or EncoderDecoder, received a EncoderOnly"):
+        generate(EncoderOnlyConfig(V, **fields).make(), variables, prompts(1, 3), 2, sampling=GREEDY)
 
 
 @pytest.mark.parametrize("call", [generate, stream], ids=lambda f: f.__name__)

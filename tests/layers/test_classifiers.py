@@ -97,8 +97,8 @@ def test_a_normalised_embedding_in_bfloat16_is_normalised_before_it_is_rounded(n
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_masked_language_model_s_dense_layer_may_have_no_bias(close, normal, filled, bias):
     y, p, x, table = run(MaskedLanguageModel("silu", bias=bias, norm=RMSNorm(), logits=LanguageModel(scale=0.5)), normal, filled)
-    assert ("bias" in p["dense"]) == bias
-    h = x @ p["dense"]["kernel"] + p["dense"].get("bias", 0)
+    assert ("bias" in p["transform"]) == bias
+    h = x @ p["transform"]["kernel"] + p["transform"].get("bias", 0)
     close(y, 0.5 * normed(p["norm"], h / (1 + np.exp(-h))) @ table.T)
 
 

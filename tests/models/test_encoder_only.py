@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import EncoderOnly
+from transformer_jax import EncoderOnly, unstacked
 from transformer_jax.layers import (
     Attention,
     Dense,
@@ -41,7 +41,6 @@ HEADS = {
     "tokens": TokenClassifier(C),
     "sentence": SentenceEmbedding(),
     "none": NoHead(),
-    "pooler": NoHead(pooler=True),
 }
 
 
@@ -74,20 +73,20 @@ def published(name, params, tokens, types):
         x = norm(p["sublayers_1"]["after"], x + dense(p["sublayers_1"]["layer"]["down"], nn.gelu(dense(p["sublayers_1"]["layer"]["up"], x), approximate=False)))
     h = params.get("head", {})
     if name in ("masked", "untied"):
-        x = norm(h["norm"], (nn.gelu(dense(h["dense"], x), approximate=False) if name == "masked" else nn.relu(dense(h["dense"], x))))
+        x = norm(h["norm"], (nn.gelu(dense(h["transform"], x), approximate=False) if name == "masked" else nn.relu(dense(h["transform"], x))))
         return x @ e["embedding"].T + h["logits"]["bias"] if name == "masked" else x @ h["logits"]["kernel"]
     if name == "first":
         return dense(h, jnp.tanh(dense(h["dense"], x[:, 0])))
     if name == "last":
         return dense(h, nn.gelu(dense(h["dense"], x[:, -1]), approximate=False))
-    return {"mean": lambda: dense(h, x.mean(1)), "tokens": lambda: dense(h, x), "sentence": lambda: x.mean(1), "none": lambda: x, "pooler": lambda: x}[name]()
+    return {"mean": lambda: dense(h, x.mean(1)), "tokens": lambda: dense(h, x), "sentence": lambda: x.mean(1), "none": lambda: x}[name]()
 
 
 def test_it_is_bert_with_each_head(m, close):
     name, _, variables, apply = m
     tokens, types = tokens_of(0), (tokens_of(1) % 2)
     out = apply(variables, tokens, token_types=types)
-    shapes = {"masked": (B, T, V), "untied": (B, T, V), "tokens": (B, T, C), "none": (B, T, D), "pooler": (B, T, D), "sentence": (B, D)}
+    shapes = {"masked": (B, T, V), "untied": (B, T, V), "tokens": (B, T, C), "none": (B, T, D), "sentence": (B, D)}
     assert out.shape == shapes.get(name, (B, C))
     close(out, published(name, variables["params"], tokens, types))
     np.testing.assert_array_equal(apply(variables, tokens), apply(variables, tokens, token_types=np.zeros_like(tokens)))
@@ -112,18 +111,20 @@ def test_init_gives_parameters_only_and_prelogits_are_half_of_a_call(m, close):
     x, unembedding = jax.jit(partial(model.apply, method="prelogits"))(variables, tokens_of(0))
     close(x if unembedding is None else unembedding(x), apply(variables, tokens_of(0)))
     low = model.clone(precision=Precision(compute="bfloat16")).apply(variables, tokens_of(0))
-    assert low.dtype == ("bfloat16" if name in ("none", "pooler", "sentence") else "float32")
+    assert low.dtype == ("bfloat16" if name in ("none", "sentence") else "float32")
 
 
 def test_the_pooler_gives_a_vector_of_the_first_token_beside_what_the_head_gives(filled, close):
-    model = bert(SentenceEmbedding(Mean(), pooler=True)).make()
-    tokens, valid = tokens_of(0), np.arange(T) >= np.array([[0], [2]])
+    model = bert(SentenceEmbedding(Mean()), pooler=True).make()
+    tokens, valid = tokens_of(0), jnp.arange(T) >= jnp.array([[0], [2]])
     variables = filled(model, tokens)
     features, pooled = (model.apply(variables, tokens, valid=valid, method=method) for method in ("features", "pooled"))
-    dense = variables["params"]["head"]["dense"]
-    close(pooled, np.tanh(features[[0, 1], [0, 2]] @ dense["kernel"] + dense["bias"]))
+    pooler = variables["params"]["pooler"]
+    close(pooled, np.tanh(features[[0, 1], [0, 2]] @ pooler["kernel"] + pooler["bias"]))
     close(model.apply(variables, tokens, valid=valid), Mean()(features, valid))
-    with pytest.raises(ValueError, match=r"EncoderOnly.pooled: expected a head with a pooler, NoHead\(pooler=True\), received NoHead\(pooler=False\)"):
+    layer_by_layer = unstacked(model, variables)
+    close(layer_by_layer[0].apply(layer_by_layer[1], tokens, valid=valid, method="pooled"), pooled)
+    with pytest.raises(ValueError, match=r"EncoderOnlyConfig.pooler: expected True for method='pooled', received False; give config.replace"):
         bert(NoHead()).make().apply(variables, tokens, method="pooled")
 
 

@@ -87,6 +87,13 @@ def test_a_mixer_from_a_file_of_one_s_own_is_drawn_and_counted(inside: Callable[
     assert row.split()[3:7] == ["512", "1.02", "k", "3.07"]
 
 
+def test_a_model_without_a_head_is_described_with_a_loss_that_is_told(inside: Callable[..., Any]) -> None:
+    for name, head in (("bert-model", "NoHead"), ("t5-model", "NoHead")):
+        done = inside("describe.py", str(Path(__file__).parents[1] / "zoo" / "goldens" / name), "--length", "8")
+        assert (done.code, done.err) == (0, "")
+        assert f"loss: the sum of what the model gives is assumed, as {head} has none" in done.out
+
+
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize(
     ("line", "message"),
@@ -99,6 +106,7 @@ def test_a_mixer_from_a_file_of_one_s_own_is_drawn_and_counted(inside: Callable[
         ("tiny_lm.py --run.backend quick", "describe.py: error: backend: expected one of auto, "),
         ("tiny_lm.py --import nowhere.py", "describe.py: error: no such file: nowhere.py"),
         ("nowhere.py", "describe.py: error: nowhere.py: no such file"),
+        ("lama-3.2-1b", "describe.py: error: name: expected a preset, received 'lama-3.2-1b' (nearest: llama-3.2-1b"),
         (".", "describe.py: error: config.json: no such file"),
         ("", "usage: describe.py CONFIG|RUN|PRESET|FOLDER [flags]"),
     ],

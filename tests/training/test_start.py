@@ -106,7 +106,7 @@ def test_a_head_for_something_else_is_new_and_all_below_it_the_folders(published
     lines += [json.dumps({"text": f"{word} to", "label": "ab"[n % 2]}) for n, word in enumerate(["to", "be", "or", "not", "the", "question", "that", "is"])]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
     folder = published(tmp_path / "bert", "bert")
-    head = SequenceClassifier(pool=Mean(), activation=None)
+    head = SequenceClassifier(pool=Mean())  # with a dense layer of the shape of the folder's head's own, which is another
     experiment = initialised(encoder(Labelled((str(tmp_path / "lines.jsonl"),), held_out=0.3), SequenceLabels(), head), folder)
     assert experiment.model.head == head and experiment.model.replace(head=published_config(folder).head) == published_config(folder)
     data = experiment.data.prepare(experiment.length)
@@ -117,6 +117,7 @@ def test_a_head_for_something_else_is_new_and_all_below_it_the_folders(published
     _, after, _ = load_run(made)
     before = unstacked(*from_pretrained(folder))[1]
     assert after["params"]["head"]["kernel"].shape == (30, 2) and np.abs(after["params"]["head"]["kernel"]).max() > 0
+    assert set(after["params"]["head"]) == {"kernel", "bias", "dense"} and set(before["params"]["head"]) == {"transform", "norm", "logits"}
     for name in set(after["params"]) - {"head"}:
         jax.tree.map(np.testing.assert_array_equal, after["params"][name], before["params"][name])
 

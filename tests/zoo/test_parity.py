@@ -27,7 +27,7 @@ def outputs(model: Any, variables: Any, given: dict[str, jax.Array]) -> dict[str
             side |= {f"target_{name}": value for name, value in {**options, "valid": given["target_valid"]}.items()}
         encoded = model.apply(variables, tokens, valid=valid, **options, method="encode")
         return {"encoded": encoded, "logits": model.apply(variables, tokens, given["target"], **side)}
-    methods = {"features": "features", "logits": "__call__", **({"pooled": "pooled"} if getattr(model.config.head, "pooler", False) else {})}
+    methods = {"features": "features", "logits": "__call__", **({"pooled": "pooled"} if getattr(model.config, "pooler", False) else {})}
     return {name: model.apply(variables, tokens, valid=valid, **options, method=method) for name, method in methods.items()}
 
 

@@ -183,7 +183,7 @@ def count(config: ModelConfig) -> int:
 
 def test_bert_s_encoder_with_its_pooler_has_the_published_number() -> None:
     published = {"bert-base": 109_482_240, "bert-large": 335_141_888, "bert-base-cased": 108_310_272, "bert-large-cased": 333_579_264}
-    assert {name: count(zoo.config(name).replace(head=NoHead(pooler=True))) for name in published} == published
+    assert {name: count(zoo.config(name).replace(head=NoHead(), pooler=True)) for name in published} == published
 
 
 def test_a_family_can_write_its_presets() -> None:
@@ -195,3 +195,9 @@ def test_a_family_can_write_its_presets() -> None:
 def test_an_unknown_name_is_refused_with_those_that_are_near() -> None:
     with pytest.raises(ValueError, match=r"expected a preset, received 'lama-3-8b' \(nearest: llama-3-8b"):
         zoo.config("lama-3-8b")
+    with pytest.raises(ValueError, match=r"received 'google-bert/bert-base-uncased' \(nearest: bert-base,"):
+        zoo.config("google-bert/bert-base-uncased")
+    with pytest.raises(ValueError, match=r"expected a preset, received 'xyzzy'; zoo\.names\(\) lists all"):
+        zoo.config("xyzzy")
+    with pytest.raises(TypeError, match=r"name: expected that of a preset, such as 'gpt2', received \['gpt2'\]"):
+        zoo.config(["gpt2"])  # type: ignore[arg-type]

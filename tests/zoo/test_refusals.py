@@ -42,6 +42,8 @@ def test_a_field_that_is_missing_is_named() -> None:
     ("name", "fields", "message"),
     [
         ("llama", {"model_type": "lama"}, r"model_type: expected one of .*llama.*, received 'lama' \(nearest: llama"),
+        ("llama", {"architectures": 5}, "architectures: expected one of LlamaForCausalLM, .*, received 5"),
+        ("llama", {"architectures": [3]}, "architectures: expected one of LlamaForCausalLM, .*, received 3"),
         ("llama", {"architectures": ["LlamaForCasualLM"]}, r"expected one of LlamaForCausalLM, .* LlamaForCasualLM \(nearest: LlamaForCausalLM"),
         ("llama", {"hidden_act": "mish"}, "expected one of relu, .*, received 'mish'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10.0, "factor": 2.0}}, "rope_type: expected one of .*, received 'dynamic'"),
@@ -97,6 +99,26 @@ def test_a_model_that_no_family_can_express_is_not_written(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_arguments_that_are_none_are_told_what_they_are_to_be() -> None:
+    for arguments, message in (
+        ({"precision": "bfloat16"}, r"precision: expected a Precision, such as Precision\('bfloat16'\), received 'bfloat16'"),
+        ({"dtype": "bfloat16"}, r"expected fields out of backend, .*, received 'dtype'; dtypes are those of precision=Precision"),
+        ({"bakend": "reference"}, r"received 'bakend' \(nearest: backend\)"),
+        ({"family": "gemma"}, "expected fields out of .*, received 'family'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            from_pretrained(GOLDENS / "llama", **arguments)
+
+
+def test_special_tokens_and_names_of_classes_may_be_a_folders(tmp_path: Path, rewritten: Any) -> None:
+    names = {"0": "no", "1": "yes", "2": "perhaps"}
+    folder = rewritten("bert-classes", tmp_path / "theirs", id2label=names, bos_token_id=7, eos_token_id=[2, 9])
+    model, variables = from_pretrained(folder)
+    save_pretrained(tmp_path / "ours", model, variables, about=folder)
+    written = json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))
+    assert (written["id2label"], written["bos_token_id"], written["eos_token_id"]) == (names, 7, [2, 9])
+
+
 def test_variables_that_are_not_the_models_are_not_written(tmp_path: Path) -> None:
     model, variables = from_pretrained(GOLDENS / "llama-tied")
     less = {"params": {name: part for name, part in variables["params"].items() if name != "embedding"}}
@@ -112,6 +134,13 @@ def test_variables_that_are_not_the_models_are_not_written(tmp_path: Path) -> No
     for field, message in (("hidden_size", "d_model: 36 -> 12"), ("zq_37", "received zq_37 = 12")):
         with pytest.raises(ValueError, match=f"about: expected fields that say nothing of the model, such as eos_token_id, received others: .*{message}"):
             save_pretrained(tmp_path / "out", model, variables, about={field: 12})
+    for about, message in (
+        ({"model_type": "bert"}, "about: expected fields that say nothing of the model, such as eos_token_id, received model_type, which the model decides"),
+        ({"dtype": "bfloat16"}, "received dtype, which the model decides"),
+        ({"eos_token_id": "</s>"}, "about: eos_token_id: expected a token, or a list of tokens, received '</s>'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_pretrained(tmp_path / "out", model, variables, about=about)
     assert not (tmp_path / "out").exists()
 
 
@@ -138,6 +167,7 @@ def test_a_misspelt_field_is_told_its_neighbour() -> None:
         ("llama", {"hidden_size": "36"}, "expected fields of the types and sizes that Llama .*: .*d_model: expected int, received '36'"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters, rope_scaling: expected an object in one of them"),
         ("bloom", {"n_head": 2, "num_attention_heads": 3}, "expected one value for .*num_attention_heads.*, which are the same"),
+        ("llama", {"rope_theta": 7.0}, "rope_theta: expected one value, received 7.0 beside .* in rope_parameters or rope_scaling"),
         ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "expected fields of the types and sizes"),
     ],
 )  # fmt: skip
@@ -175,5 +205,5 @@ def test_a_model_is_written_as_the_family_that_it_was_read_as(tmp_path: Path) ->
 def test_texts_may_be_longer_than_those_of_training_where_no_table_has_their_length(tmp_path: Path) -> None:
     model, _ = from_pretrained(GOLDENS / "phi3-long", max_length=400)
     assert model.config.max_length == 400
-    with pytest.raises(ValueError, match=r"tensor transformer\.wpe\.weight: expected shape \(80, 30\) by config\.json, received \(40, 30\)"):
+    with pytest.raises(ValueError, match=r"wpe\.weight: expected shape \(80, 30\) by config\.json, max_length=80, received \(40, 30\)"):
         from_pretrained(GOLDENS / "gpt2", max_length=80)

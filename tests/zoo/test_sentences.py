@@ -1,15 +1,18 @@
 """Heads in place of a folder's own, and vectors of sentences as sentence-transformers describes them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from transformer_jax import from_pretrained, save_pretrained
-from transformer_jax.layers import FirstToken, LastToken, MaskedLanguageModel, Mean, NoHead, SentenceEmbedding, SequenceClassifier
+from transformer_jax.layers import FirstToken, LanguageModel, LastToken, MaskedLanguageModel, Mean, NoHead, Pool, SentenceEmbedding, SequenceClassifier
 
 GOLDENS = Path(__file__).parent / "goldens"
 TRANSFORMER, POOLING, NORMALIZE = ({"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in (
@@ -35,8 +38,23 @@ def test_a_head_may_take_the_place_of_the_folders_own(output: Any) -> None:
 def test_a_head_whose_parameters_the_folder_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"missing: bert\.pooler\.dense\.bias"):
         from_pretrained(GOLDENS / "bert", head=SequenceClassifier(3))
-    with pytest.raises(ValueError, match=r"head/dense/(kernel|bias): expected tensors for its \d+ numbers, received tensors for 0"):
+    with pytest.raises(ValueError, match=r"GPT-2 by config\.json, head=Masked.* that none of its tensors hold: head/logits/bias, head/norm"):
         from_pretrained(GOLDENS / "gpt2", head=MaskedLanguageModel())
+
+
+def test_a_head_of_the_folders_kind_takes_all_that_the_folders_head_has() -> None:
+    with pytest.raises(ValueError, match=r"Llama 2 to 3.2 by config.json, head=LanguageModel\(tied=True.*left over: lm_head.weight"):
+        from_pretrained(GOLDENS / "llama", head=LanguageModel())
+    model, _ = from_pretrained(GOLDENS / "llama", head=LanguageModel(tied=False, softcap=3.0))
+    assert model.config.head.softcap == 3.0
+
+
+def test_without_the_head_there_is_the_pooler_that_the_folder_has(tmp_path: Path, rewritten: Any, output: Any) -> None:
+    pooler = {"bert.pooler.dense.weight": np.eye(30), "bert.pooler.dense.bias": np.zeros(30)}
+    folder = rewritten("bert", tmp_path, lambda tensors: tensors | pooler)
+    assert not from_pretrained(folder)[0].config.pooler
+    features = output(folder, head=NoHead())
+    np.testing.assert_allclose(output(folder, head=NoHead(), method="pooled"), np.tanh(features[[0, 1], [2, 0]]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +80,7 @@ def test_a_folder_of_sentence_transformers_says_its_head_and_is_written_again(
 def test_a_pooler_that_no_vector_is_made_with_is_kept(tmp_path: Path, rewritten: Any, output: Any) -> None:
     theirs = described(rewritten, tmp_path / "theirs", [TRANSFORMER, POOLING], {"pooling_mode": "mean"}, golden="bert-model")
     model, variables = from_pretrained(theirs)
-    assert model.config.head == SentenceEmbedding(Mean(), pooler=True)
+    assert model.config.head == SentenceEmbedding(Mean()) and model.config.pooler
     save_pretrained(tmp_path / "ours", model, variables)
     before, after = (load_file(folder / "model.safetensors") for folder in (theirs, tmp_path / "ours"))
     assert before.keys() == after.keys() and "pooler.dense.weight" in after
@@ -75,9 +93,53 @@ def test_what_a_head_cannot_say_is_refused(tmp_path: Path, rewritten: Any) -> No
     for n, (modules, pooling, message) in enumerate(
         [
             ([TRANSFORMER, POOLING, dense], {"pooling_mode": "mean"}, r"modules\.json: expected .*, received Transformer, Pooling, Dense"),
-            ([TRANSFORMER, POOLING], {"pooling_mode_max_tokens": True}, r"1_Pooling/config\.json: expected one of mean, cls, lasttoken, received max"),
+            ([TRANSFORMER, POOLING], {"pooling_mode_max_tokens": True}, r"1_Pooling/config\.json: pooling_mode: expected one of mean, cls, .*, received max"),
+            ([TRANSFORMER, POOLING], {}, r"pooling_mode: expected one of mean, cls, lasttoken, received none"),
+            ([TRANSFORMER, POOLING], {"pooling_mode": 5}, r"pooling_mode: expected one of mean, cls, lasttoken, received 5"),
+            ([], {}, r"modules\.json: expected Transformer, Pooling and perhaps Normalize, received none"),
             ([TRANSFORMER, POOLING], {"pooling_mode": ["cls", "mean"]}, r"received cls, mean"),
         ]
     ):
         with pytest.raises(NotImplementedError, match=message):
             from_pretrained(described(rewritten, tmp_path / str(n), modules, pooling))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("modules.json", b"[{", r"modules\.json: expected JSON, received a file that is none"),
+        ("modules.json", b"{}", r"modules\.json: expected a list, received dict"),
+        ("modules.json", b'[{"type": "Transformer"}]', r"modules\.json: expected a list of modules, each with a type and a path"),
+        ("1_Pooling/config.json", b"\xff{", r"1_Pooling/config\.json: expected JSON, received a file that is none"),
+        ("1_Pooling/config.json", b"[]", r"1_Pooling/config\.json: expected an object, received list"),
+    ],
+)
+def test_files_that_are_none_are_refused_with_their_names(tmp_path: Path, rewritten: Any, name: str, content: bytes, message: str) -> None:
+    folder = described(rewritten, tmp_path, [TRANSFORMER, POOLING], {"pooling_mode": "mean"})
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(folder)
+    (folder / name).unlink()
+    if name != "modules.json":
+        with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json: expected a file, received none"):
+            from_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Largest(Pool):
+    """The largest of each feature."""
+
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        return jnp.where(valid[..., None], x, -jnp.inf).max(1)
+
+
+def test_a_pool_that_no_file_can_say_leaves_what_was_there(tmp_path: Path, output: Any) -> None:
+    model, variables = from_pretrained(GOLDENS / "bert-model", head=SentenceEmbedding(normalize=True))
+    save_pretrained(tmp_path, model, variables)
+    before = output(tmp_path)
+    other = model.clone(config=model.config.replace(head=SentenceEmbedding(Largest())))
+    with pytest.raises(NotImplementedError, match=r"SentenceEmbedding\.pool: expected one of Mean, FirstToken, LastToken, received Largest\(\)"):
+        save_pretrained(tmp_path, other, jax.tree.map(lambda a: 2 * a, variables))
+    np.testing.assert_array_equal(output(tmp_path), before)
+    save_pretrained(tmp_path, model.clone(config=model.config.replace(head=NoHead())), variables)
+    assert not (tmp_path / "modules.json").exists()

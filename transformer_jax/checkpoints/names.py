@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from transformer_jax.checkpoints.mapped import same
 from transformer_jax.checkpoints.weights import Stored, Tensors
@@ -66,7 +67,7 @@ def array_at(params: Any, path: tuple[str, ...]) -> Any:
     return params
 
 
-def check(tensors: Iterable[Tensor], wanted: Any, stored: Mapping[str, Stored], family: Family, spare: Collection[str]) -> None:
+def check(tensors: Iterable[Tensor], wanted: Any, stored: Mapping[str, Stored], family: Family, said: str, spare: Collection[str]) -> None:
     """Refuses a folder whose tensors are not just those that are wanted, in their shapes, and floats.
 
     Args:
@@ -74,17 +75,23 @@ def check(tensors: Iterable[Tensor], wanted: Any, stored: Mapping[str, Stored], 
         wanted: shapes of its parameters.
         stored: the folder's tensors.
         family: which tensors are no parameters.
+        said: where it is said which tensors these are, for messages.
         spare: further ones that may be left over.
     """
+    tensors = list(tensors)
+    held = {part.path for tensor in tensors for part in tensor.parts}
+    if without := ["/".join(path) for path in flatten_dict(wanted) if path not in held]:
+        what = f"received one with parameters that none of its tensors hold: {_few(sorted(without))}"
+        raise ValueError(f"expected a model of {family.name} by {said}, {what}")
     expected = {t.name: t.shape([array_at(wanted, part.path).shape[len(part.index) :] for part in t.parts]) for t in tensors}
     dropped = {name for name in stored if name in spare or any(re.fullmatch(pattern, name) for pattern in family.dropped)}
     missing, over = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected) - dropped)
     if missing or over:
         what = "; ".join(f"{kind}: {_few(names)}" for kind, names in (("missing", missing), ("left over", over)) if names)
-        raise ValueError(f"expected the tensors of {family.name} with this config.json, received others ({what})")
+        raise ValueError(f"expected the tensors of {family.name} by {said}, received others ({what})")
     for name, shape in expected.items():
         if stored[name].shape != shape:
-            raise ValueError(f"tensor {name}: expected shape {shape} by config.json, received {stored[name].shape}")
+            raise ValueError(f"tensor {name}: expected shape {shape} by {said}, received {stored[name].shape}")
         if stored[name].dtype.name not in FLOATS:
             quantised = "; where it is quantised, config.json has a quantization_config"
             raise ValueError(f"tensor {name}: expected one of {', '.join(FLOATS)}, received {stored[name].dtype.name}{quantised}")

@@ -1,5 +1,6 @@
 """Published models from their folders, and into them."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,17 +12,22 @@ import numpy as np
 from jax.sharding import Sharding
 
 from transformer_jax import zoo
+from transformer_jax.checkpoints.json_files import read_json
 from transformer_jax.checkpoints.load import load
 from transformer_jax.checkpoints.names import array_at, canonical, check, check_variables, meant, shown, without_copies
 from transformer_jax.checkpoints.quantized import plain
 from transformer_jax.checkpoints.save import write_weights
-from transformer_jax.checkpoints.sentences import read_sentences, write_sentences
+from transformer_jax.checkpoints.sentences import read_sentences, sentence_files
 from transformer_jax.checkpoints.weights import Tensors, Weights
+from transformer_jax.checkpoints.writing import check_writing
 from transformer_jax.config import nearest
 from transformer_jax.layers import Head, NoHead, SentenceEmbedding
 from transformer_jax.models.base import Model, ModelConfig, variable_shapes
 from transformer_jax.precision import Precision
 from transformer_jax.zoo.family import Family
+
+# What a config.json says beside the model.
+ABOUT = "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "id2label", "label2id"
 
 Shardings = Sharding | Callable[[tuple[str, ...], tuple[int, ...]], Sharding] | None
 
@@ -63,23 +69,36 @@ def from_pretrained(
 
 
 def _read(folder: Path, head: Head | None, max_length: int | None, precision: Precision, sharding: Shardings, fields: dict[str, Any]) -> tuple[Model, Any]:
-    family, own, weights, names = _opened(folder)
-    config = _headed(own, folder, head)
+    _check_fields(precision, fields)
+    family, values, weights, names = _opened(folder)
+    own = family.read(values)
+    head = head or read_sentences(folder)
+    config = own if head is None else family.read(values, head=head)
     config = config if max_length is None else config.replace(max_length=max_length)
-    spare = set() if config is own else {tensor.name for tensor in family.tensors(own)}
+    spare = set() if type(config.head) is type(own.head) else {tensor.name for tensor in family.tensors(own)}
     model = config.make(precision=precision, family=family.model_type, **fields)
     wanted = variable_shapes(model)["params"]
     tensors = meant(family.tensors(config), wanted, stacked=model.stacked)
-    check(tensors, wanted, {ours: weights.stored[theirs] for ours, theirs in names.items()}, family, spare)
+    asked = "".join(f", {name}={value!r}" for name, value in (("head", head), ("max_length", max_length)) if value is not None)
+    check(tensors, wanted, {ours: weights.stored[theirs] for ours, theirs in names.items()}, family, f"config.json{asked}", spare)
     return model, {"params": load(tensors, wanted, lambda name: weights.read(names[name]), sharding)}
+
+
+def _check_fields(precision: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision: expected a Precision, such as Precision('bfloat16'), received {precision!r}")
+    known = {field.name for field in dataclasses.fields(Model)} - {"config", "family", "parent", "name", "precision"}
+    if unknown := [name for name in fields if name not in known]:
+        way_out = "; dtypes are those of precision=Precision(...)" if "dtype" in unknown[0] else nearest(unknown[0], known)
+        raise TypeError(f"from_pretrained: expected fields out of {', '.join(sorted(known))}, received {unknown[0]!r}{way_out}")
 
 
 def published_config(folder: str | Path) -> ModelConfig:
     """What `from_pretrained` makes a model of, without reading its parameters; raises as it does."""
     folder = Path(folder)
     with _naming(folder):
-        _, config, _, _ = _opened(folder)
-        return _headed(config, folder, None)
+        family, values, _, _ = _opened(folder)
+        return family.read(values, head=read_sentences(folder))
 
 
 @contextmanager
@@ -88,44 +107,34 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, ValueError) as error:
-        raise type(error)(f"{folder}: {str(error).removeprefix(f'{folder}/').removeprefix(f'{folder}: ')}") from error
+        kind = NotImplementedError if isinstance(error, NotImplementedError) else ValueError
+        raise kind(f"{folder}: {str(error).removeprefix(f'{folder}/').removeprefix(f'{folder}: ')}") from error
 
 
 def is_published(folder: str | Path) -> bool:
     """Whether a folder holds a published model: one whose config.json has a model_type."""
-    file = Path(folder, "config.json")
     try:
-        return "model_type" in json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "model_type" in read_json(Path(folder, "config.json"))
+    except (OSError, ValueError):
         return False
 
 
-def _headed(config: ModelConfig, folder: Path, head: Head | None) -> ModelConfig:
-    """With a head that was asked for, or that modules.json describes, in place of the config's own."""
-    if head is None and (said := read_sentences(folder)) is not None:
-        head = said.replace(pooler=isinstance(config.head, NoHead) and config.head.pooler)
-    return config if head is None else config.replace(head=head)
-
-
-def _opened(folder: Path) -> tuple[Family, ModelConfig, Tensors, dict[str, str]]:
-    """The family, what config.json says, the tensors, and the family's names of them."""
+def _opened(folder: Path) -> tuple[Family, dict[str, Any], Tensors, dict[str, str]]:
+    """The family, what config.json and the tensors' names say, the tensors, and the family's names of them."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = "one without config.json" if folder.is_dir() else "a file; give the folder that it is in" if folder.exists() else "one that does not exist"
+        values = read_json(folder / "config.json")
+    except FileNotFoundError:
+        missing = "one that does not exist; nothing is downloaded here, so give the path of a folder that is"
+        what = "one without config.json" if folder.is_dir() else "a file; give the folder that it is in" if folder.exists() else missing
         raise FileNotFoundError(f"{folder}: expected a folder with a published model, received {what}") from None
-    except ValueError as error:
-        raise ValueError(f"{folder}/config.json: expected JSON, received a file that is none: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{folder}/config.json: expected an object, received {type(values).__name__}")
     family = _family(values)
     weights = plain(Weights(folder), values.pop("quantization_config", None))
     names = without_copies(canonical(weights.stored, family), family, values, weights)
-    return family, family.read({**values, **shown(names, family)}), weights, names
+    return family, {**values, **shown(names, family)}, weights, names
 
 
 def save_pretrained(
-    folder: str | Path, model: Model, variables: Mapping[str, Any], *, family: str | None = None, about: Mapping[str, Any] | None = None
+    folder: str | Path, model: Model, variables: Mapping[str, Any], *, family: str | None = None, about: Mapping[str, Any] | str | Path | None = None
 ) -> None:  # fmt: skip
     """Writes config.json and model.safetensors as Hugging Face's transformers reads them; parameters keep their dtype. Past 5 GB there are shards and an index.
 
@@ -136,18 +145,23 @@ def save_pretrained(
         model: of a config that a family can express, in either layout.
         variables: its variables.
         family: the model_type to write; the one that was read, or the first that can say what the model is, unless given.
-        about: further fields of config.json, such as eos_token_id.
+        about: further fields of config.json, such as eos_token_id, or the folder of a published model, whose special tokens and names of classes are taken. For
+            those not given transformers takes its class's defaults, Llama's for a model that ends texts otherwise.
 
     Raises:
         ValueError: no family can express the model, its variables are another's, or a field of `about` changes it. OSError: a file could not be written.
     """
+    about = read_about(about) if isinstance(about, str | Path) else _checked_about(about or {})
     chosen, values = _written(model.config, family, model.family)
     params = variables.get("params", {})
     check_variables(params, variable_shapes(model)["params"])
     tensors = meant(chosen.tensors(model.config), params, stacked=model.stacked)
-    values = {**values, **(about or {}), "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
+    values = {**values, **about, "torch_dtype": str(jax.tree.leaves(params)[0].dtype)}
     if wrong := chosen.misread(values, model.config):
         raise ValueError(f"about: expected fields that say nothing of the model, such as eos_token_id, received others: {'; '.join(wrong[:4])}")
+    files: dict[str, str | None] = {"config.json": json.dumps({name: value for name, value in values.items() if name not in chosen.shown}, indent=2) + "\n"}
+    head = model.config.head
+    files |= sentence_files(head, model.config.d_model) if isinstance(head, SentenceEmbedding) else {"modules.json": None}
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +174,20 @@ def save_pretrained(
             name = tensor.name.removeprefix(chosen.prefix) if bare else tensor.name
             yield name, tensor.join([np.asarray(array_at(params, part.path)[part.index]) for part in tensor.parts])
 
-    write_weights(folder, arrays(), files={"config.json": json.dumps(values, indent=2) + "\n"})
-    if isinstance(model.config.head, SentenceEmbedding):
-        write_sentences(folder, model.config.head, model.config.d_model)
-    else:
-        (folder / "modules.json").unlink(missing_ok=True)  # another model's
+    write_weights(folder, arrays(), files=files)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What the config.json of a published model says beside the model: its special tokens and the names of its classes."""
+    return {name: value for name, value in read_json(Path(folder, "config.json")).items() if name in ABOUT}
+
+
+def _checked_about(about: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("architectures", "dtype", "model_type", "torch_dtype"):
+        if name in about:
+            raise ValueError(f"about: expected fields that say nothing of the model, such as eos_token_id, received {name}, which the model decides")
+    check_writing(about, "about")
+    return dict(about)
 
 
 def _family(values: Mapping[str, Any]) -> Family:

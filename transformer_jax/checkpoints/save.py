@@ -20,7 +20,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, Any]], *, max_shard_bytes: int = 5_000_000_000, files: Mapping[str, str] | None = None
+    folder: Path, tensors: Iterable[tuple[str, Any]], *, max_shard_bytes: int = 5_000_000_000, files: Mapping[str, str | None] | None = None
 ) -> None:
     """Writes model.safetensors, or, where that would hold more than `max_shard_bytes`, shards and model.safetensors.index.json.
 
@@ -31,8 +31,8 @@ def write_weights(
         folder: that is there.
         tensors: names and arrays, in the order in which they are put into shards. A shard of them and the next tensor are held in memory.
         max_shard_bytes: of a file's tensors; a tensor larger than this has a file of its own.
-        files: texts of files that belong to the checkpoint, such as config.json. One that changes is missing for the moment of the exchange, since beside the
-            other checkpoint's tensors it would mislead.
+        files: texts of files that belong to the checkpoint, such as config.json, and None for those that it must not have. One that changes is missing for the
+            moment of the exchange, since beside the other checkpoint's tensors it would mislead.
 
     Raises:
         WeightsError: a file could not be written; what was there is as it was. ValueError: a name twice.
@@ -41,9 +41,11 @@ def write_weights(
     aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
     try:
         names, total = _written(aside, tensors, max_shard_bytes)
-        changed = [name for name, text in (files or {}).items() if not _says(folder / name, text)]
-        for name in changed:
-            _put(aside / name, (files or {})[name])
+        changed = {name: text for name, text in (files or {}).items() if not _says(folder / name, text)}
+        for name, text in changed.items():
+            if text is not None:
+                (aside / name).parent.mkdir(exist_ok=True)
+                _put(aside / name, text)
         _exchange(folder, aside, names, total, changed)
     finally:
         _sweep(folder)
@@ -98,7 +100,9 @@ def _exchange(folder: Path, aside: Path, names: Mapping[str, list[str]], total: 
     else:
         _exchange_shards(folder, aside, names, total)
     for name in changed:
-        os.replace(aside / name, folder / name)
+        if (aside / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(aside / name, folder / name)
     stale = old | {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)} | ({INDEX} if SINGLE in names else set())
     for name in sorted(stale - set(names), key=lambda name: name != INDEX):
         (folder / name).unlink(missing_ok=True)
@@ -161,9 +165,12 @@ def _put(path: Path, text: str) -> None:
         os.fsync(opened.fileno())
 
 
-def _says(path: Path, text: str) -> bool:
+def _says(path: Path, text: str | None) -> bool:
+    """Whether a file has a text, or for None, whether it is not there."""
     try:
         return path.read_text(encoding="utf-8") == text
+    except FileNotFoundError:
+        return text is None
     except (OSError, ValueError):
         return False
 

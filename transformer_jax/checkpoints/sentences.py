@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from transformer_jax.checkpoints.json_files import read_json
 from transformer_jax.layers import FirstToken, LastToken, Mean, Pool, SentenceEmbedding
 
 POOLS: dict[str, type[Pool]] = {"mean": Mean, "cls": FirstToken, "lasttoken": LastToken}
@@ -18,31 +20,32 @@ def read_sentences(folder: Path) -> SentenceEmbedding | None:
     """The head that modules.json describes; None in a folder without.
 
     Raises:
-        NotImplementedError: modules other than a model, pooling, and a norm of 1; a way to pool that we have not.
+        NotImplementedError: modules other than a model, pooling, and a norm of 1; a way to pool that we have not. ValueError, FileNotFoundError: files that are
+            not what they are to be.
     """
     if not (folder / "modules.json").exists():
         return None
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        kinds = [module["type"].rpartition(".")[2] for module in modules]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder}/modules.json: expected a list of modules, each with a type, received something else ({error})") from None
+    modules = read_json(folder / "modules.json", list)
+    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str) for module in modules):
+        raise ValueError(f"{folder}/modules.json: expected a list of modules, each with a type and a path, received {modules}")
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        received = ", ".join(kinds)
+        received = ", ".join(kinds) or "none"
         raise NotImplementedError(f"modules.json: expected Transformer, Pooling and perhaps Normalize, received {received}; `head=` passes over the file")
     path = PurePosixPath(modules[1]["path"])
     if path.anchor or ".." in path.parts:
         raise ValueError(f"{folder}/modules.json: expected the name of a folder in this one, received {str(path)!r}; it is not opened")
-    said = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
-    modes = said["pooling_mode"] if "pooling_mode" in said else [mode for name, mode in _SWITCHES.items() if said.get(name)]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    said = read_json(folder / path / "config.json")
+    mode = said["pooling_mode"] if "pooling_mode" in said else [mode for name, mode in _SWITCHES.items() if said.get(name)]
+    modes = mode if isinstance(mode, list) else [mode]
     if len(modes) != 1 or modes[0] not in POOLS:
-        raise NotImplementedError(f"{modules[1]['path']}/config.json: expected one of {', '.join(POOLS)}, received {', '.join(modes)}; `head=` passes over it")
+        received = ", ".join(map(str, modes)) or "none"
+        raise NotImplementedError(f"{path}/config.json: pooling_mode: expected one of {', '.join(POOLS)}, received {received}; `head=` passes over it")
     return SentenceEmbedding(POOLS[modes[0]](), normalize=len(kinds) == 3)
 
 
-def write_sentences(folder: Path, head: SentenceEmbedding, d_model: int) -> None:
-    """The same files, as every version reads them.
+def sentence_files(head: SentenceEmbedding, d_model: int) -> dict[str, str]:
+    """The same files' texts by their names, as every version reads them.
 
     Raises:
         NotImplementedError: a way to pool that sentence-transformers has not.
@@ -53,12 +56,5 @@ def write_sentences(folder: Path, head: SentenceEmbedding, d_model: int) -> None
     paths = {"Transformer": "", "Pooling": "1_Pooling", **({"Normalize": "2_Normalize"} if head.normalize else {})}
     modules = [{"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"} for n, (kind, path) in enumerate(paths.items())]
     pooling = {"word_embedding_dimension": d_model, **{name: mode == modes[0] for name, mode in _SWITCHES.items()}}
-    _write(folder / "modules.json", modules)
-    for kind, path in paths.items():
-        if path:
-            (folder / path).mkdir(exist_ok=True)
-            _write(folder / path / "config.json", pooling if kind == "Pooling" else {})
-
-
-def _write(file: Path, values: object) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    files: dict[str, Any] = {"modules.json": modules, "1_Pooling/config.json": pooling, **({"2_Normalize/config.json": {}} if head.normalize else {})}
+    return {name: json.dumps(values, indent=2) + "\n" for name, values in files.items()}

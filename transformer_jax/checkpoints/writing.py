@@ -1,11 +1,11 @@
 """How a published model is to write text: its generation_config.json, and where that is missing its config.json."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformer_jax.checkpoints.json_files import read_json
 from transformer_jax.generation import Sampling
 
 # What changes a text and is not done here, with the value that does nothing.
@@ -95,14 +95,13 @@ def writing(folder: str | Path) -> Writing:
 
 def _fields(file: Path) -> dict[str, Any]:
     """The fields of a file that may be missing, less those that are null; what is read of them is what it is to be."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, received a file that is none: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected an object, received {type(values).__name__}")
-    values = {name: value for name, value in values.items() if value is not None}
+    values = read_json(file) if file.exists() else {}
+    check_writing(values, str(file))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_writing(values: Mapping[str, Any], where: str) -> None:
+    """Refuses what says how to write text and is not what it is to be; `where` it stands is for the message."""
     for name, (expected, fits) in _READ.items():
-        if name in values and not fits(values[name]):
-            raise ValueError(f"{file}: {name}: expected {expected}, received {values[name]!r}; mend it or take it out")
-    return values
+        if values.get(name) is not None and not fits(values[name]):
+            raise ValueError(f"{where}: {name}: expected {expected}, received {values[name]!r}; mend it or take it out")

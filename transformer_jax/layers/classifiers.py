@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from transformer_jax.layers.base import Build, Linear, check_activation, check_positive, check_rate
 from transformer_jax.layers.head import Head, Unembedding
 from transformer_jax.layers.norm import NoNorm, Norm
-from transformer_jax.layers.pooling import FirstToken, Pool, pooled
+from transformer_jax.layers.pooling import FirstToken, Pool
 from transformer_jax.ops.activations import ACTIVATIONS
 from transformer_jax.typing import Hidden, Valid
 
@@ -92,7 +92,7 @@ class SequenceClassifier(Classifier):
 
 class SequenceClassifierModule(ClassifierModule):
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, Unembedding]:
-        return self._classify(pooled(self.config.pool, x, valid))
+        return self._classify(self.config.pool.of(x, valid))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class Head(Config):
     """Open base of heads."""
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
-        """A linen module with `__call__(x, table, valid) -> (x, unembedding)`: what the last product takes, `[B, T, D]` or pooled `[B, D]`, and the product.
+        """A linen module with `__call__(x, table, valid) -> (x, unembedding)`: what the last product takes, `[B, T, D]` or pooled `[B, D]`, and the product,
+        None for a head without logits.
 
         It is given the last hidden state `[B, T, D]`, the embeddings `[V, D]`, and `[B, T]`, False at padding, or None.
         """
@@ -96,11 +97,11 @@ class LanguageModelModule(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(Head):
-    """Logits of the tokens behind masks: logits(norm(activation(dense x))) (Devlin et al., arXiv:1810.04805, released code).
+    """Logits of the tokens behind masks: logits(norm(activation(transform x))) (Devlin et al., arXiv:1810.04805, released code).
 
     Attributes:
-        activation: between the dense layer and the norm.
-        bias: whether the dense layer has one.
+        activation: between the transform, a dense layer, and the norm.
+        bias: whether the transform has one.
         norm: of what the logits are made from.
         logits: as for a language model.
     """
@@ -126,10 +127,10 @@ class MaskedLanguageModelModule(nn.Module):
 
     def setup(self) -> None:
         c, d = self.config, self.build.d_model
-        self.dense, self.norm = Linear((d,), (d,), "up", self.build, c.bias), c.norm.make(self.build)
+        self.transform, self.norm = Linear((d,), (d,), "up", self.build, c.bias), c.norm.make(self.build)
         self.logits = c.logits.make(self.build, self.vocab_size)
 
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, Unembedding]:
-        x = self.norm(ACTIVATIONS[self.config.activation](self.dense(x)))
+        x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         out: tuple[Hidden, Unembedding] = self.logits(x, table, valid)
         return out

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import Config
-from transformer_jax.layers.base import Build, Linear
+from transformer_jax.layers.base import Build
 from transformer_jax.layers.head import Head
 from transformer_jax.precision import wide
 from transformer_jax.typing import Hidden, Valid
@@ -19,6 +19,10 @@ class Pool(Config):
     def __call__(self, x: Hidden, valid: Valid) -> jax.Array:
         """`[B, T, D]`, and `[B, T]`, False at padding, to `[B, D]`."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x, valid)")
+
+    def of(self, x: Hidden, valid: Valid | None) -> jax.Array:
+        """The same; all tokens are valid where `valid` is None."""
+        return self(x, jnp.ones(x.shape[:2], bool) if valid is None else valid)
 
 
 @dataclass(frozen=True)
@@ -47,50 +51,22 @@ class Mean(Pool):
         return ((x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).astype(x.dtype)
 
 
-def pooled(pool: Pool, x: Hidden, valid: Valid | None) -> jax.Array:
-    """`[B, D]` of `[B, T, D]`, all of whose tokens are valid where `valid` is None."""
-    return pool(x, jnp.ones(x.shape[:2], bool) if valid is None else valid)
-
-
 @dataclass(frozen=True)
 class NoHead(Head):
-    """The model gives its last hidden state `[B, T, D]`, and no logits.
-
-    Attributes:
-        pooler: whether it has BERT's dense layer for a vector of the sequence, tanh(dense x) of the first token's x, which `EncoderOnly.pooled` gives
-            (arXiv:1810.04805, released code).
-    """
-
-    _: KW_ONLY
-    pooler: bool = False
+    """The model gives its last hidden state `[B, T, D]`, and no logits."""
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
-        return NoHeadModule(self, build)
+        return NoHeadModule()
 
 
 class NoHeadModule(nn.Module):
-    config: NoHead
-    build: Build
-
-    def setup(self) -> None:
-        if self.config.pooler:
-            self.dense = Linear((self.build.d_model,), (self.build.d_model,), "pooler", self.build, bias=True)
-
     def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[Hidden, None]:
-        if self.config.pooler and self.is_initializing():
-            self.pooled(x, valid)  # has its parameters made
-        return self._output(x, valid), None
-
-    def pooled(self, x: Hidden, valid: Valid | None) -> jax.Array:
-        return jnp.tanh(self.dense(pooled(FirstToken(), x, valid)))
-
-    def _output(self, x: Hidden, valid: Valid | None) -> jax.Array:
-        return x
+        return x, None
 
 
 @dataclass(frozen=True)
-class SentenceEmbedding(NoHead):
-    """A vector of the sequence, `[B, D]`, and no logits (Reimers and Gurevych, arXiv:1908.10084, section 3). Further fields: `NoHead`'s.
+class SentenceEmbedding(Head):
+    """A vector of the sequence, `[B, D]`, and no logits (Reimers and Gurevych, arXiv:1908.10084, section 3).
 
     Attributes:
         pool: what makes one vector of the sequence.
@@ -102,16 +78,16 @@ class SentenceEmbedding(NoHead):
     normalize: bool = False
 
     def make(self, build: Build, vocab_size: int) -> nn.Module:
-        return SentenceEmbeddingModule(self, build)
+        return SentenceEmbeddingModule(self)
 
 
-class SentenceEmbeddingModule(NoHeadModule):
+class SentenceEmbeddingModule(nn.Module):
     config: SentenceEmbedding
 
-    def _output(self, x: Hidden, valid: Valid | None) -> jax.Array:
-        y = pooled(self.config.pool, x, valid)
+    def __call__(self, x: Hidden, table: jax.Array, valid: Valid | None) -> tuple[jax.Array, None]:
+        y = self.config.pool.of(x, valid)
         if self.config.normalize:
             exact = y.astype(wide(y.dtype))
             squares = jnp.maximum((exact * exact).sum(-1, keepdims=True), 1e-24)
             y = (exact * jax.lax.rsqrt(squares)).astype(y.dtype)
-        return y
+        return y, None

@@ -12,12 +12,12 @@ from pallas_kernels.flash.masks import Mask
 from pallas_kernels.flash.request import as_mask
 from transformer_jax.config import Config
 from transformer_jax.layers.base import Build
-from transformer_jax.layers.head import Head
+from transformer_jax.layers.head import Head, Unembedding
 from transformer_jax.layers.initialization import Initialization
 from transformer_jax.layers.masks import both
 from transformer_jax.layers.stack import Stack
 from transformer_jax.precision import Precision
-from transformer_jax.typing import Array, Positions, Tokens, Valid
+from transformer_jax.typing import Array, Hidden, Logits, Positions, Tokens, Valid
 
 
 class ModelConfig(Config):
@@ -118,6 +118,13 @@ class Model(nn.Module):
         if self.config.vocab_size is None:
             way_out = "fill it in: config.replace(vocab_size=vocabulary.vocab_size)"
             raise ValueError(f"{self.kind.__name__}.vocab_size: expected a number, received None; {way_out}")
+
+
+def logits(head: Head, x: Hidden, unembedding: Unembedding | None) -> Logits:
+    """Of the next tokens; refuses a head that gives none."""
+    if unembedding is None:
+        raise ValueError(f"model.head: expected one that gives logits, such as LanguageModel(), to go on step by step, received {head}")
+    return unembedding(x)
 
 
 @lru_cache(maxsize=8)

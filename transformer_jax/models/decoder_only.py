@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from transformer_jax.models.base import ModelConfig
+from transformer_jax.models.base import ModelConfig, logits
 from transformer_jax.models.cache import Cache, advance, empty
 from transformer_jax.models.one_stack import OneStack, OneStackConfig
 from transformer_jax.typing import Logits, Tokens, Valid
@@ -39,8 +39,11 @@ class DecoderOnly(OneStack):
 
         Returns:
             logits `[B, T, V]`, NaN where the cache is too short for the tokens, and the cache.
+
+        Raises:
+            ValueError: the head gives no logits.
         """
         tokens, context, cache, fits = advance(cache, tokens, valid)
         x, layers = self.stack(self.embedding(tokens, context.positions), context, cache.layers)
         x, unembedding = self.head(x, self.embedding.table(), valid)
-        return jnp.where(fits, unembedding(x), jnp.nan), cache.replace(layers=layers)
+        return jnp.where(fits, logits(self.config.head, x, unembedding), jnp.nan), cache.replace(layers=layers)

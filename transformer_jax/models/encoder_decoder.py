@@ -13,7 +13,7 @@ from transformer_jax.layers.head import Head, LanguageModel, Unembedding
 from transformer_jax.layers.initialization import Initialization, NormalInit
 from transformer_jax.layers.masks import both
 from transformer_jax.layers.stack import Stack
-from transformer_jax.models.base import Model, ModelConfig, prepared
+from transformer_jax.models.base import Model, ModelConfig, logits, prepared
 from transformer_jax.models.cache import Cache, advance, empty, remember
 from transformer_jax.typing import Array, Hidden, Logits, Positions, Tokens, Valid
 
@@ -142,12 +142,15 @@ class EncoderDecoder(Model):
 
         Returns:
             logits `[B, T, V]`, NaN where the cache is too short for the tokens, and the cache.
+
+        Raises:
+            ValueError: the head gives no logits.
         """
         tokens, context, cache, fits = advance(cache, tokens, valid)
         context, cache = remember(cache, context, memory, memory_valid)
         x, layers = self.decoder(self._target(tokens, context.positions, None), context, cache.layers)
         x, unembedding = self.head(x, self._table(), valid)
-        return jnp.where(fits, unembedding(x), jnp.nan), cache.replace(layers=layers)
+        return jnp.where(fits, logits(self.config.head, x, unembedding), jnp.nan), cache.replace(layers=layers)
 
     def _table(self) -> Array:
         embedding = self.source_embedding if self.config.share_embedding else self.target_embedding

@@ -1,6 +1,7 @@
 """Families of published models: presets by name, and how their checkpoints are read and written."""
 
 import difflib
+import re
 from typing import Any
 
 from transformer_jax.models import ModelConfig
@@ -40,7 +41,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def names() -> list[str]:
-    """The presets' names: those of their repositories, lower case, without owner and version."""
+    """The presets' names: those of their repositories, lower case, without owner, `meta-`, `-hf`, `-uncased` or version."""
     return [name for family in FAMILIES for name in family.presets]
 
 
@@ -50,13 +51,15 @@ def config(name: str) -> ModelConfig:
     Raises:
         ValueError: there is none of that name; the nearest are named.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected that of a preset, such as 'gpt2', received {name!r}")
     for family in FAMILIES:
         if name in family.presets:
             return family.read(family.presets[name])
-    if not isinstance(name, str):
-        raise TypeError(f"name: expected that of a preset, such as 'gpt2', received {name!r}")
-    near = difflib.get_close_matches(name.lower().rpartition("/")[2], names(), n=3, cutoff=0.3)
-    raise ValueError(f"name: expected a preset, received {name!r} (nearest: {', '.join(near)}); zoo.names() lists all")
+    repository = re.sub("^meta-|-hf$|-uncased$", "", name.lower().rpartition("/")[2])
+    near = difflib.get_close_matches(repository, names(), n=3, cutoff=0.3)
+    nearest = f" (nearest: {', '.join(near)})" if near else ""
+    raise ValueError(f"name: expected a preset, received {name!r}{nearest}; zoo.names() lists all")
 
 
 def model(name_or_config: str | ModelConfig, **fields: Any) -> Model:

@@ -40,20 +40,21 @@ def encoder(s: Settings, head: Head, *, offset: int = 0) -> EncoderOnlyConfig:
     return EncoderOnlyConfig(
         s("vocab_size"), d_model=s("hidden_size"), max_length=s("max_position_embeddings", 512) - offset, stack=Stack((Group(s("num_hidden_layers"), block),)),
         embedding=Embedding(Learned(offset=offset), norm=scale, dropout=drop, token_types=s("type_vocab_size", 2)), head=head,
+        pooler=s("add_pooling_layer", True) and isinstance(head, NoHead),
         initialization=NormalInit(s("initializer_range", 0.02)),
     )  # fmt: skip
 
 
 def encoder_head(s: Settings, hidden_act: str) -> Head:
     """BERT's heads; `hidden_act` is that of the head behind masks."""
-    drop, pooler = s("classifier_dropout", None), s("add_pooling_layer", True)
+    drop = s("classifier_dropout", None)
     drop = s("hidden_dropout_prob", 0.1) if drop is None else drop
     if s.head is SequenceClassifier:
         return SequenceClassifier(num_labels(s), dropout=drop)
     if s.head is TokenClassifier:
         return TokenClassifier(num_labels(s), dropout=drop)
     if s.head is NoHead:
-        return NoHead(pooler=pooler)
+        return NoHead()
     s.only("tie_word_embeddings", True)  # which of two biases an untied head adds depends on the version that reads it
     return MaskedLanguageModel(activation(hidden_act), norm=LayerNorm(s("layer_norm_eps", 1e-12)))
 
@@ -82,13 +83,13 @@ def encoder_settings(model: Any) -> dict[str, Any] | None:
                 "hidden_dropout_prob": drop,
                 "attention_probs_dropout_prob": attention.dropout,
                 "classifier_dropout": getattr(model.head, "dropout", None),
-                **({"add_pooling_layer": False} if model.head == NoHead() else {}),
+                "add_pooling_layer": model.pooler,
             }
     return None
 
 
 def encoder_tensors(model: EncoderOnlyConfig, prefix: str) -> Iterator[Tensor]:
-    """The encoder's, the pooler's of a model without further head, and the logits' of each token's class."""
+    """The encoder's and the pooler's, and the logits' of each token's class."""
     embedding = Place(("embedding",))
     yield table(f"{prefix}embeddings.word_embeddings.weight", embedding / "embedding")
     yield table(f"{prefix}embeddings.position_embeddings.weight", embedding / "position/embedding")
@@ -103,8 +104,8 @@ def encoder_tensors(model: EncoderOnlyConfig, prefix: str) -> Iterator[Tensor]:
         yield from linear(f"{at}.intermediate.dense", mlp / "layer/up")
         yield from linear(f"{at}.output.dense", mlp / "layer/down")
         yield from norm(f"{at}.output.LayerNorm", mlp / "after")
-    if isinstance(model.head, NoHead):
-        yield from linear(f"{prefix}pooler.dense", Place(("head",)) / "dense")
+    if model.pooler:
+        yield from linear(f"{prefix}pooler.dense", Place(("pooler",)))
     if isinstance(model.head, TokenClassifier):
         yield from linear("classifier", Place(("head",)))
 
@@ -113,7 +114,7 @@ def tensors(model: EncoderOnlyConfig) -> Iterator[Tensor]:
     yield from encoder_tensors(model, "bert.")
     head = Place(("head",))
     if isinstance(model.head, MaskedLanguageModel):
-        yield from linear("cls.predictions.transform.dense", head / "dense")
+        yield from linear("cls.predictions.transform.dense", head / "transform")
         yield from norm("cls.predictions.transform.LayerNorm", head / "norm")
         yield Tensor("cls.predictions.bias", (head / "logits/bias",))
     if isinstance(model.head, SequenceClassifier):

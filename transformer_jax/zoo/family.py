@@ -57,19 +57,19 @@ class Family:
     copies: Mapping[str, str] = field(default_factory=dict)
     shown: Mapping[str, str] = field(default_factory=dict)
 
-    def read(self, values: Mapping[str, Any]) -> ModelConfig:
+    def read(self, values: Mapping[str, Any], *, head: Head | None = None) -> ModelConfig:
         """Our config of what a config.json says.
+
+        Args:
+            values: its fields.
+            head: in place of its own; what else the model has is then what the class with such a head has, where there is one.
 
         Raises:
             ValueError: a field is missing, or there is one that nobody knows. NotImplementedError: one has a value that the model cannot express.
         """
-        named = values.get("architectures") or [next(iter(self.architectures))]
-        architecture, *others = [named] if isinstance(named, str) else named
-        if others or architecture not in self.architectures:
-            expected = f"expected one of {', '.join(self.architectures)} for {self.name}"
-            received = ", ".join((architecture, *others))
-            raise NotImplementedError(f"config.json: architectures: {expected}, received {received}{nearest(received, self.architectures)}")
-        settings = Settings({**values, "model_type": self.model_type}, self.name, self.architectures[architecture])
+        architecture = self._architecture(values.get("architectures"), head)
+        told = {"model_type": self.model_type, **({"architectures": [architecture]} if "architectures" in values else {})}
+        settings = Settings({**values, **told}, self.name, self.architectures[architecture])
         try:
             config = self.config(settings)
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -77,7 +77,7 @@ class Family:
         if unread := settings.unread({*IGNORED, *self.ignored}):
             what = ", ".join(f"{name} = {values[name]!r}{nearest(name, settings.known)}" for name in unread)
             raise ValueError(f"config.json: expected fields that {self.name} is known to have, received {what}; take out what does not change the model")
-        return config
+        return config if head is None else config.replace(head=head)
 
     def write(self, config: ModelConfig) -> dict[str, Any] | None:
         """The fields of a config.json that says what ours says, the reverse of `read`; None where none does."""
@@ -93,6 +93,16 @@ class Family:
             return differences(without_training(_headless(config)), without_training(self.read(values)))
         except (NotImplementedError, ValueError) as error:
             return [str(error)]
+
+    def _architecture(self, named: Any, head: Head | None) -> str:
+        """The class that a config.json names, or the one with a head of that kind."""
+        classes = [named] if isinstance(named, str) else named or [next(iter(self.architectures))]
+        if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in self.architectures:
+            expected = f"expected one of {', '.join(self.architectures)} for {self.name}"
+            received = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
+            raise NotImplementedError(f"config.json: architectures: {expected}, received {received}{nearest(received, self.architectures)}")
+        wanted = self.architectures[classes[0]] if head is None else NoHead if isinstance(head, SentenceEmbedding) else type(head)
+        return next((name for name in (*classes, *self.architectures) if self.architectures[name] is wanted), classes[0])
 
     def _written(self, config: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
         config = _headless(config)
@@ -110,7 +120,7 @@ class Family:
 
 def _headless(config: ModelConfig) -> ModelConfig:
     """Of vectors of sentences config.json knows nothing."""
-    return config.replace(head=NoHead(pooler=config.head.pooler)) if isinstance(config.head, SentenceEmbedding) else config
+    return config.replace(head=NoHead()) if isinstance(config.head, SentenceEmbedding) else config
 
 
 _TRAINING: dict[str, Any] = {"dropout": 0.0, "remat": "nothing", "initialization": NormalInit(), "load_balance_loss": 0.0, "z_loss": 0.0}

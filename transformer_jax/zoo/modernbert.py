@@ -160,7 +160,7 @@ def tensors(model: EncoderOnlyConfig) -> Iterator[Tensor]:
         yield from linear(f"{at}.mlp.Wo", mlp / "layer/down")
     yield from norm("model.final_norm", Place(("stack", "final_norm")))
     head = Place(("head",))
-    yield from linear("head.dense", head / "dense")
+    yield from linear("head.dense", head / ("transform" if isinstance(model.head, MaskedLanguageModel) else "dense"))
     yield from norm("head.norm", head / "norm")
     yield from linear("decoder", head / "logits") if isinstance(model.head, MaskedLanguageModel) else linear("classifier", head)
 

@@ -24,7 +24,7 @@ def tensors(model: EncoderOnlyConfig) -> Iterator[Tensor]:
     yield from encoder_tensors(model, "roberta.")
     head = Place(("head",))
     if isinstance(model.head, MaskedLanguageModel):
-        yield from linear("lm_head.dense", head / "dense")
+        yield from linear("lm_head.dense", head / "transform")
         yield from norm("lm_head.layer_norm", head / "norm")
         yield Tensor("lm_head.bias", (head / "logits/bias",))
     if isinstance(model.head, SequenceClassifier):

@@ -24,8 +24,15 @@ def rope_parameters(s: Settings, *, theta: float = 1e4, partial: bool = False, d
     given = newer or older or default or {}
     if not isinstance(given, dict) or (newer and older and newer != older):
         raise ValueError(f"config.json: rope_parameters, rope_scaling: expected an object in one of them, received {newer!r} and {older!r}")
-    theta, fraction = s.one_of("rope_theta", "rotary_emb_base", default=theta), s.one_of("partial_rotary_factor", "rotary_pct", default=None)
-    found = {"rope_theta": theta, **({} if fraction is None else {"partial_rotary_factor": fraction}), **given}
+    outside = {
+        "rope_theta": s.one_of("rope_theta", "rotary_emb_base", default=None),
+        "partial_rotary_factor": s.one_of("partial_rotary_factor", "rotary_pct", default=None),
+    }
+    outside = {name: value for name, value in outside.items() if value is not None}
+    for name in outside.keys() & given.keys():
+        if outside[name] != given[name]:
+            raise ValueError(f"config.json: {name}: expected one value, received {outside[name]!r} beside {given[name]!r} in rope_parameters or rope_scaling")
+    found = {"rope_theta": theta, **outside, **given}
     if not partial and found.get("partial_rotary_factor", 1.0) != 1:
         raise NotImplementedError(f"config.json: partial_rotary_factor: expected 1, as whole heads turn, received {found['partial_rotary_factor']}")
     return found
