@@ -233,8 +233,9 @@ class _Trainer:
         seen = sum(a.size for a in jax.eval_shape(lambda: model.example(run.batch, self.experiment.length)))
         with Progress(run.steps, at, tokens_per_step=seen) as progress:
             progress.line(self.data.summary)
-            fresh = f", from {run.start} but for {', '.join(self.fresh) or 'nothing'}" if run.start else ""
-            progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters{fresh}, {folder}")
+            start = f", from {run.start}" if run.start else ""
+            fresh = f" but for {', '.join(self.fresh)}" if self.fresh else ""
+            progress.line(f"{sum(a.size for a in jax.tree.leaves(state.params)):,} parameters{start}{fresh}, {folder}")
             for count in self._calls(at):
                 state, rows = self._call(state, at, count, metrics, checkpoints)
                 at += count
