@@ -104,7 +104,7 @@ def test_arguments_that_are_none_are_told_what_they_are_to_be() -> None:
         ({"precision": "bfloat16"}, r"precision: expected a Precision, such as Precision\('bfloat16'\), received 'bfloat16'"),
         ({"dtype": "bfloat16"}, r"expected fields out of backend, .*, received 'dtype'; dtypes are those of precision=Precision"),
         ({"bakend": "reference"}, r"received 'bakend' \(nearest: backend\)"),
-        ({"family": "gemma"}, "expected fields out of .*, received 'family'"),
+        ({"family": "gemma"}, r"family: expected a zoo\.Family, or None for the one that config\.json names, received 'gemma'"),
     ):
         with pytest.raises(TypeError, match=message):
             from_pretrained(GOLDENS / "llama", **arguments)

@@ -39,6 +39,7 @@ def from_pretrained(
     max_length: int | None = None,
     precision: Precision = Precision(),
     sharding: Shardings = None,
+    family: Family | None = None,
     **fields: Any,
 ) -> tuple[Model, dict[str, Any]]:
     """A published model, from a folder with config.json and safetensors files as Hugging Face's transformers (4 or 5) writes them.
@@ -54,6 +55,7 @@ def from_pretrained(
             other factors for texts up to its original length.
         precision: dtypes; parameters are converted while they are read.
         sharding: of all parameters, or a function that gives it for a parameter's path and shape; the default device unless given.
+        family: one of your own, for a model_type that the zoo has not.
         fields: others of the model's module, such as `backend`; with `stacked=False` each layer has arrays of its own, as decoding wants.
 
     Returns:
@@ -65,12 +67,14 @@ def from_pretrained(
     """
     folder = Path(folder)
     with _naming(folder):
-        return _read(folder, head, max_length, precision, sharding, fields)
+        return _read(folder, head, max_length, precision, sharding, family, fields)
 
 
-def _read(folder: Path, head: Head | None, max_length: int | None, precision: Precision, sharding: Shardings, fields: dict[str, Any]) -> tuple[Model, Any]:
-    _check_fields(precision, fields)
-    family, values, weights, names = _opened(folder)
+def _read(
+    folder: Path, head: Head | None, max_length: int | None, precision: Precision, sharding: Shardings, family: Family | None, fields: dict[str, Any]
+) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+    _check_fields(precision, family, fields)
+    family, values, weights, names = _opened(folder, family)
     own = family.read(values)
     head = head or read_sentences(folder)
     config = own if head is None else family.read(values, head=head)
@@ -84,7 +88,9 @@ def _read(folder: Path, head: Head | None, max_length: int | None, precision: Pr
     return model, {"params": load(tensors, wanted, lambda name: weights.read(names[name]), sharding)}
 
 
-def _check_fields(precision: Any, fields: Mapping[str, Any]) -> None:
+def _check_fields(precision: Any, family: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(family, Family | None):
+        raise TypeError(f"family: expected a zoo.Family, or None for the one that config.json names, received {family!r}")
     if not isinstance(precision, Precision):
         raise TypeError(f"precision: expected a Precision, such as Precision('bfloat16'), received {precision!r}")
     known = {field.name for field in dataclasses.fields(Model)} - {"config", "family", "parent", "name", "precision"}
@@ -97,7 +103,7 @@ def published_config(folder: str | Path) -> ModelConfig:
     """What `from_pretrained` makes a model of, without reading its parameters; raises as it does."""
     folder = Path(folder)
     with _naming(folder):
-        family, values, _, _ = _opened(folder)
+        family, values, _, _ = _opened(folder, None)
         return family.read(values, head=read_sentences(folder))
 
 
@@ -119,7 +125,7 @@ def is_published(folder: str | Path) -> bool:
         return False
 
 
-def _opened(folder: Path) -> tuple[Family, dict[str, Any], Tensors, dict[str, str]]:
+def _opened(folder: Path, family: Family | None) -> tuple[Family, dict[str, Any], Tensors, dict[str, str]]:
     """The family, what config.json and the tensors' names say, the tensors, and the family's names of them."""
     try:
         values = read_json(folder / "config.json")
@@ -127,14 +133,14 @@ def _opened(folder: Path) -> tuple[Family, dict[str, Any], Tensors, dict[str, st
         missing = "one that does not exist; nothing is downloaded here, so give the path of a folder that is"
         what = "one without config.json" if folder.is_dir() else "a file; give the folder that it is in" if folder.exists() else missing
         raise FileNotFoundError(f"{folder}: expected a folder with a published model, received {what}") from None
-    family = _family(values)
+    family = family or _family(values)
     weights = plain(Weights(folder), values.pop("quantization_config", None))
     names = without_copies(canonical(weights.stored, family), family, values, weights)
     return family, {**values, **shown(names, family)}, weights, names
 
 
 def save_pretrained(
-    folder: str | Path, model: Model, variables: Mapping[str, Any], *, family: str | None = None, about: Mapping[str, Any] | str | Path | None = None
+    folder: str | Path, model: Model, variables: Mapping[str, Any], *, family: str | Family | None = None, about: Mapping[str, Any] | str | Path | None = None
 ) -> None:  # fmt: skip
     """Writes config.json and model.safetensors as Hugging Face's transformers reads them; parameters keep their dtype. Past 5 GB there are shards and an index.
 
@@ -144,7 +150,7 @@ def save_pretrained(
         folder: to write to; made where it is not there.
         model: of a config that a family can express, in either layout.
         variables: its variables.
-        family: the model_type to write; the one that was read, or the first that can say what the model is, unless given.
+        family: the model_type to write, or a family of your own; the one that was read, or the first that can say what the model is, unless given.
         about: further fields of config.json, such as eos_token_id, or the folder of a published model, whose special tokens and names of classes are taken. For
             those not given transformers takes its class's defaults, Llama's for a model that ends texts otherwise.
 
@@ -199,16 +205,16 @@ def _family(values: Mapping[str, Any]) -> Family:
     return found[0]
 
 
-def _written(config: ModelConfig, wanted: str | None, origin: str) -> tuple[Family, dict[str, Any]]:
+def _written(config: ModelConfig, wanted: str | Family | None, origin: str) -> tuple[Family, dict[str, Any]]:
     """The family that can say what a model is, and how it says it."""
-    families = [family for family in zoo.FAMILIES if wanted in (None, family.model_type)]
+    families = [wanted] if isinstance(wanted, Family) else [family for family in zoo.FAMILIES if wanted in (None, family.model_type)]
     if not families:
         known = sorted(family.model_type for family in zoo.FAMILIES)
         raise ValueError(f"family: expected one of {', '.join(known)}, received {wanted!r}{nearest(str(wanted), known)}")
     for family in sorted(families, key=lambda family: family.model_type != origin):
         if (values := family.write(config)) is not None:
             return family, values
-    chosen = [family for family in families if family.model_type == (wanted or origin)]
+    chosen = families if wanted else [family for family in families if family.model_type == origin]
     if not chosen:
         raise ValueError("model: expected one that a family of the zoo can express, received another; family='llama', say, tells why that one cannot")
     wrong = "; ".join(chosen[0].misfit(config)[:4])
