@@ -60,11 +60,15 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_at_the_labels_that_count(na
     objective, config, batch = CASES[name]
     model = config.make()
     variables, key = filled(model, *config.example()), jax.random.key(7)
-    inputs, labels, options = objective.task(config, batch, key)
-    logits = model.apply(variables, *inputs, **options)
+
+    @jax.jit
+    def both(batch: Any) -> Any:
+        inputs, labels, options = objective.task(config, batch, key)
+        return labels, model.apply(variables, *inputs, **options), objective(model, variables, batch, {"corruption": key})
+
+    labels, logits, sums = both(batch)
     wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), objective.label_smoothing)
     loss = optax.softmax_cross_entropy(logits, wanted) + objective.z_loss * jax.nn.logsumexp(logits, -1) ** 2
-    sums = jax.jit(lambda batch: objective(model, variables, batch, {"corruption": key}))(batch)
     close(sums.total, jnp.where(labels >= 0, loss, 0).sum())
     assert float(sums.weight) == (labels >= 0).sum() > 0
     assert float(sums.correct) == ((logits.argmax(-1) == labels) & (labels >= 0)).sum()
@@ -79,7 +83,7 @@ def test_padding_and_what_lies_in_it_changes_nothing(name: str, filled: Any, clo
     if name in ("masked", "spans"):  # what is random depends on the shape
         longer = {n: jnp.where(a < 0, -7, a) for n, a in batch.items()}
     roomy = config.replace(max_length=T + 3).make()
-    close(objective(roomy, variables, longer).total, objective(model, variables, batch).total)
+    close(*(jax.jit(objective, static_argnums=0)(m, variables, b).total for m, b in ((roomy, longer), (model, batch))))
 
 
 def test_masks_are_the_last_token_and_only_hidden_tokens_are_asked_for() -> None:
@@ -125,7 +129,7 @@ def test_a_row_that_is_all_padding_does_not_count(name: str, filled: Any, close:
     if name in ("masked", "spans"):  # what is random depends on the shape
         assert (objective.task(config, longer, jax.random.key(0)).labels[B:] < 0).all()
     else:
-        close(objective(model, variables, longer), objective(model, variables, batch))
+        close(*(jax.jit(objective, static_argnums=0)(model, variables, b) for b in (longer, batch)))
 
 
 def test_what_is_random_follows_the_key_and_is_fixed_without_one(filled: Any) -> None:
@@ -133,7 +137,8 @@ def test_what_is_random_follows_the_key_and_is_fixed_without_one(filled: Any) ->
     model = config.make()
     variables = filled(model, *config.example())
     streams: list[Any] = [None, {}, *({"corruption": jax.random.key(n)} for n in (1, 2))]
-    losses = [float(objective(model, variables, batch, rngs).total) for rngs in streams]
+    run = jax.jit(objective, static_argnums=0)
+    losses = [float(run(model, variables, batch, rngs).total) for rngs in streams]
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
