@@ -46,7 +46,8 @@ def main(source: str, target: str, /, dtype: Literal["float32", "bfloat16", "flo
             model, variables = model.clone(precision=Precision(dtype)), jax.tree.map(lambda a: a.astype(jnp.dtype(dtype)), variables)
         origin, objective = _origin(folder), read_experiment(folder / "config.json").objective
         trained = {"decoder_start_token_id": objective.begin(model.config), "eos_token_id": objective.end(model.config)}
-        about = {**(read_about(origin) if origin else {}), **{name: token for name, token in trained.items() if token is not None}, **_classes(folder)}
+        about = read_about(origin, model.config.head) if origin else {}
+        about |= {name: token for name, token in trained.items() if token is not None} | _classes(folder)
         if origin:
             model = model.clone(family=read_json(origin / "config.json")["model_type"])
         save_pretrained(out, model, variables, family=family or None, about=about)

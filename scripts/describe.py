@@ -76,7 +76,7 @@ def show(source: str, flags: list[str], options: Options) -> None:
     if source in zoo.names() or is_published(source) or unknown:
         if flags:
             raise ValueError(f"{flags[0]}: expected no flags of a recipe for a published model, received one; leave it out")
-        config = published_config(source) if is_published(source) else zoo.config(source)
+        config = zoo.config(source) if source in zoo.names() or unknown else published_config(source)
         length = options.length or min(config.max_length, 2048)
         if options.vocab_size:
             config = config.replace(vocab_size=options.vocab_size)

@@ -1,5 +1,6 @@
 """Checkpoints are written as others read them, and the one that was there is whole until the new one is."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from transformer_jax.checkpoints.save import write_weights
 from transformer_jax.checkpoints.weights import INDEX, SINGLE, Weights, WeightsError
 
 OLD, NEW = 3.0, 5.0
+POOLED = {"config.json": "same", "modules.json": "same", "pooling/config.json": "same"}
 FEW, MANY = 10_000, 100  # bytes of a shard: all tensors in one file, and in four
 
 
@@ -147,6 +149,34 @@ def test_whenever_it_is_killed_the_old_or_the_new_checkpoint_is_whole(tmp_path: 
         if over:
             break
     assert over and seen == sorted(seen) and seen[0] == OLD
+
+
+@pytest.mark.parametrize("pools", [True, False], ids=["with", "without"])
+def test_a_file_that_belongs_to_one_checkpoint_is_never_beside_another(tmp_path: Path, pools: bool) -> None:
+    sets: list[dict[str, str | None]] = [{**POOLED}, {"config.json": "same", "modules.json": None}]
+    before, after = sets if pools else sets[::-1]
+    states = set()
+    for step in range(1, 60):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        write_weights(folder, tensors(OLD), files=before)
+        with pytest.MonkeyPatch.context() as patch:
+            killed_at(step, patch)
+            with contextlib.suppress(Killed):
+                write_weights(folder, tensors(NEW), files=after)
+        if (folder / "config.json").exists():
+            states.add((value(folder), (folder / "modules.json").exists()))
+        if states and max(states)[0] == NEW:
+            break
+    assert states == {(OLD, pools), (NEW, not pools)}
+
+
+def test_a_file_where_a_folder_is_to_be_is_told_before_anything_is_changed(tmp_path: Path) -> None:
+    write_weights(tmp_path, tensors(OLD), files={"config.json": "same"})
+    (tmp_path / "pooling").touch()
+    with pytest.raises(WeightsError, match=r"pooling: expected a folder, or a name for one, received a file; move it away"):
+        write_weights(tmp_path, tensors(NEW), files={**POOLED, "config.json": "new"})
+    assert value(tmp_path) == OLD and (tmp_path / "config.json").read_text() == "same"
 
 
 def test_files_beside_the_tensors_come_and_go_with_them(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_model_that_gives_no_logits_of_next_tokens_is_refused(one: tuple[Decod
     with pytest.raises(ValueError, match=r"model\.head: expected one that gives logits, such as LanguageModel\(\), .* received NoHead\(\)"):
         generate(model.config.replace(head=NoHead()).make(stacked=model.stacked), without, prompts(1, 3), 2, sampling=GREEDY)
     fields = {field: getattr(model.config, field) for field in ("d_model", "max_length", "stack")}
-    with pytest.raises(ValueError, match="model: expected one that writes, a DecoderOnly or EncoderDecoder, received a EncoderOnly"):
+    with pytest.raises(ValueError, match="model: expected one that writes, a DecoderOnly or EncoderDecoder, received EncoderOnly"):
         generate(EncoderOnlyConfig(V, **fields).make(), variables, prompts(1, 3), 2, sampling=GREEDY)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from transformer_jax import from_pretrained, save_pretrained
+from transformer_jax.layers import SentenceEmbedding
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = Path("runs") / "tiny"
 
@@ -87,9 +90,12 @@ def test_a_mixer_from_a_file_of_one_s_own_is_drawn_and_counted(inside: Callable[
     assert row.split()[3:7] == ["512", "1.02", "k", "3.07"]
 
 
-def test_a_model_without_a_head_is_described_with_a_loss_that_is_told(inside: Callable[..., Any]) -> None:
-    for name, head in (("bert-model", "NoHead"), ("t5-model", "NoHead")):
-        done = inside("describe.py", str(Path(__file__).parents[1] / "zoo" / "goldens" / name), "--length", "8")
+def test_a_model_without_a_head_is_described_with_a_loss_that_is_told(inside: Callable[..., Any], tmp_path: Path) -> None:
+    goldens = Path(__file__).parents[1] / "zoo" / "goldens"
+    model, variables = from_pretrained(goldens / "bert-model", head=SentenceEmbedding())
+    save_pretrained(tmp_path, model, variables)
+    for folder, head in ((goldens / "bert-model", "NoHead"), (goldens / "t5-model", "NoHead"), (tmp_path, "SentenceEmbedding")):
+        done = inside("describe.py", str(folder), "--length", "8")
         assert (done.code, done.err) == (0, "")
         assert f"loss: the sum of what the model gives is assumed, as {head} has none" in done.out
 

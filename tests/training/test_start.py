@@ -122,6 +122,12 @@ def test_a_head_for_something_else_is_new_and_all_below_it_the_folders(published
         jax.tree.map(np.testing.assert_array_equal, after["params"][name], before["params"][name])
 
 
+def test_a_pooler_does_not_stay_under_another_head(published: Published, tmp_path: Path) -> None:
+    folder = published(tmp_path / "bert", "bert-model")
+    experiment = initialised(encoder(Labelled(("lines.jsonl",)), SequenceLabels(), SequenceClassifier()), folder)
+    assert published_config(folder).pooler and not experiment.model.pooler
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", ["abc", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ab", "abcd"))])
 @pytest.mark.usefixtures("quick")

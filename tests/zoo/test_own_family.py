@@ -44,3 +44,8 @@ def test_a_family_of_ones_own_reads_and_writes_its_folders(tmp_path: Path, rewri
     assert (written["model_type"], written["architectures"]) == ("mine", ["MineForCausalLM"])
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
     assert before.keys() == after.keys() and any(name.startswith("decoder.layers.0.") for name in after)
+    np.testing.assert_array_equal(output(tmp_path / "again", family=MINE), output("llama"))
+    with pytest.raises(ValueError, match="family: expected the one as which the model was read, a Family of 'mine', received None"):
+        save_pretrained(tmp_path / "third", model, variables)
+    with pytest.raises(NotImplementedError, match="model_type: expected 'mine', as family=Mine has it, received 'llama'"):
+        output("llama", family=MINE)

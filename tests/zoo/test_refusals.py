@@ -43,6 +43,7 @@ def test_a_field_that_is_missing_is_named() -> None:
     [
         ("llama", {"model_type": "lama"}, r"model_type: expected one of .*llama.*, received 'lama' \(nearest: llama"),
         ("llama", {"architectures": 5}, "architectures: expected one of LlamaForCausalLM, .*, received 5"),
+        ("llama", {"architectures": [["x"]]}, "architectures: expected one of LlamaForCausalLM, .*, received x"),
         ("llama", {"architectures": [3]}, "architectures: expected one of LlamaForCausalLM, .*, received 3"),
         ("llama", {"architectures": ["LlamaForCasualLM"]}, r"expected one of LlamaForCausalLM, .* LlamaForCasualLM \(nearest: LlamaForCausalLM"),
         ("llama", {"hidden_act": "mish"}, "expected one of relu, .*, received 'mish'"),
@@ -103,6 +104,7 @@ def test_arguments_that_are_none_are_told_what_they_are_to_be() -> None:
     for arguments, message in (
         ({"precision": "bfloat16"}, r"precision: expected a Precision, such as Precision\('bfloat16'\), received 'bfloat16'"),
         ({"dtype": "bfloat16"}, r"expected fields out of backend, .*, received 'dtype'; dtypes are those of precision=Precision"),
+        ({"backend": ["reference"]}, r"backend: expected a str, received \['reference'\]"),
         ({"bakend": "reference"}, r"received 'bakend' \(nearest: backend\)"),
         ({"family": "gemma"}, r"family: expected a zoo\.Family, or None for the one that config\.json names, received 'gemma'"),
     ):
@@ -117,6 +119,13 @@ def test_special_tokens_and_names_of_classes_may_be_a_folders(tmp_path: Path, re
     save_pretrained(tmp_path / "ours", model, variables, about=folder)
     written = json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))
     assert (written["id2label"], written["bos_token_id"], written["eos_token_id"]) == (names, 7, [2, 9])
+    model, variables = from_pretrained(GOLDENS / "bert")  # which has no classes
+    save_pretrained(tmp_path / "others", model, variables, about=folder)
+    assert "id2label" not in json.loads((tmp_path / "others" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"none/config\.json: expected that of a published model, with a model_type, received one without"):
+        save_pretrained(tmp_path / "ours", model, variables, about=tmp_path / "none")
 
 
 def test_variables_that_are_not_the_models_are_not_written(tmp_path: Path) -> None:
@@ -168,6 +177,10 @@ def test_a_misspelt_field_is_told_its_neighbour() -> None:
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters, rope_scaling: expected an object in one of them"),
         ("bloom", {"n_head": 2, "num_attention_heads": 3}, "expected one value for .*num_attention_heads.*, which are the same"),
         ("llama", {"rope_theta": 7.0}, "rope_theta: expected one value, received 7.0 beside .* in rope_parameters or rope_scaling"),
+        ("gemma3", {"rope_theta": 7.0}, "rope_theta: expected one value, received 7.0 beside"),
+        ("gemma3", {"rope_local_base_freq": 7.0}, "rope_theta: expected one value, received 7.0 beside"),
+        ("modernbert", {"global_rope_theta": 7.0}, "rope_theta: expected one value, received 7.0 beside"),
+        ("modernbert", {"local_rope_theta": 7.0}, "rope_theta: expected one value, received 7.0 beside"),
         ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "expected fields of the types and sizes"),
     ],
 )  # fmt: skip

@@ -46,8 +46,8 @@ def part_of(config: Config, path: Path) -> Part:
 
     Args:
         config: the model's.
-        path: names of modules. Those that are no field of the config reached so far are passed over, and what lies outside of all fields belongs to the head,
-            whose product runs outside of modules.
+        path: names of modules. Those that are no field of the config reached so far are passed over, and what lies outside of all fields belongs to the head:
+            its product, which runs outside of modules, and a pooler.
     """
     model = config
     place: Path = ()

@@ -63,7 +63,8 @@ def from_pretrained(
 
     Raises:
         ValueError: a field of config.json that nobody knows, a tensor that is missing, left over or of another shape. NotImplementedError: a family, a head,
-            an option or a way to quantise that there is not. OSError: files that are not there, or damaged.
+            an option or a way to quantise that there is not. OSError: files that are not there, or damaged. TypeError: an argument of another type, or one
+            that there is not.
     """
     folder = Path(folder)
     with _naming(folder):
@@ -94,17 +95,20 @@ def _check_fields(precision: Any, family: Any, fields: Mapping[str, Any]) -> Non
     if not isinstance(precision, Precision):
         raise TypeError(f"precision: expected a Precision, such as Precision('bfloat16'), received {precision!r}")
     known = {field.name for field in dataclasses.fields(Model)} - {"config", "family", "parent", "name", "precision"}
+    for name, value in fields.items():
+        if name in known and not isinstance(value, Model.__annotations__[name]):
+            raise TypeError(f"{name}: expected a {Model.__annotations__[name].__name__}, received {value!r}")
     if unknown := [name for name in fields if name not in known]:
         way_out = "; dtypes are those of precision=Precision(...)" if "dtype" in unknown[0] else nearest(unknown[0], known)
         raise TypeError(f"from_pretrained: expected fields out of {', '.join(sorted(known))}, received {unknown[0]!r}{way_out}")
 
 
-def published_config(folder: str | Path) -> ModelConfig:
-    """What `from_pretrained` makes a model of, without reading its parameters; raises as it does."""
+def published_config(folder: str | Path, *, head: Head | None = None, family: Family | None = None) -> ModelConfig:
+    """What `from_pretrained` makes a model of, without reading its parameters. The head may have parameters that the folder has not; else it raises as that."""
     folder = Path(folder)
     with _naming(folder):
-        family, values, _, _ = _opened(folder, None)
-        return family.read(values, head=read_sentences(folder))
+        family, values, _, _ = _opened(folder, family)
+        return family.read(values, head=head or read_sentences(folder))
 
 
 @contextmanager
@@ -133,6 +137,8 @@ def _opened(folder: Path, family: Family | None) -> tuple[Family, dict[str, Any]
         missing = "one that does not exist; nothing is downloaded here, so give the path of a folder that is"
         what = "one without config.json" if folder.is_dir() else "a file; give the folder that it is in" if folder.exists() else missing
         raise FileNotFoundError(f"{folder}: expected a folder with a published model, received {what}") from None
+    if family and (kind := values.get("model_type")) != family.model_type:
+        raise NotImplementedError(f"config.json: model_type: expected {family.model_type!r}, as family={family.name} has it, received {kind!r}")
     family = family or _family(values)
     weights = plain(Weights(folder), values.pop("quantization_config", None))
     names = without_copies(canonical(weights.stored, family), family, values, weights)
@@ -152,12 +158,13 @@ def save_pretrained(
         variables: its variables.
         family: the model_type to write, or a family of your own; the one that was read, or the first that can say what the model is, unless given.
         about: further fields of config.json, such as eos_token_id, or the folder of a published model, whose special tokens and names of classes are taken. For
-            those not given transformers takes its class's defaults, Llama's for a model that ends texts otherwise.
+            those not given transformers takes its class's defaults (for Llama, tokens 1 and 2), which may not be this model's.
 
     Raises:
-        ValueError: no family can express the model, its variables are another's, or a field of `about` changes it. OSError: a file could not be written.
+        ValueError: no family can express the model, its variables are another's, or a field of `about` changes it. NotImplementedError: a sentence's vector is
+            made in a way that no file can say. OSError: a file could not be written, or that of `about` is not there.
     """
-    about = read_about(about) if isinstance(about, str | Path) else _checked_about(about or {})
+    about = _checked(read_about(about, model.config.head) if isinstance(about, str | Path) else about or {})
     chosen, values = _written(model.config, family, model.family)
     params = variables.get("params", {})
     check_variables(params, variable_shapes(model)["params"])
@@ -183,12 +190,22 @@ def save_pretrained(
     write_weights(folder, arrays(), files=files)
 
 
-def read_about(folder: str | Path) -> dict[str, Any]:
-    """What the config.json of a published model says beside the model: its special tokens and the names of its classes."""
-    return {name: value for name, value in read_json(Path(folder, "config.json")).items() if name in ABOUT}
+def read_about(folder: str | Path, head: Head) -> dict[str, Any]:
+    """What the config.json of a published model says beside the model: its special tokens, and the names of its classes where a head has as many.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is none.
+    """
+    file = Path(folder, "config.json")
+    values = read_json(file)
+    if "model_type" not in values:
+        raise ValueError(f"{file}: expected that of a published model, with a model_type, received one without")
+    names = values.get("id2label") or {}
+    left_out = () if len(names) == getattr(head, "num_labels", None) else ("id2label", "label2id")
+    return {name: value for name, value in values.items() if name in ABOUT and name not in left_out}
 
 
-def _checked_about(about: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(about: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("architectures", "dtype", "model_type", "torch_dtype"):
         if name in about:
             raise ValueError(f"about: expected fields that say nothing of the model, such as eos_token_id, received {name}, which the model decides")
@@ -208,6 +225,8 @@ def _family(values: Mapping[str, Any]) -> Family:
 def _written(config: ModelConfig, wanted: str | Family | None, origin: str) -> tuple[Family, dict[str, Any]]:
     """The family that can say what a model is, and how it says it."""
     families = [wanted] if isinstance(wanted, Family) else [family for family in zoo.FAMILIES if wanted in (None, family.model_type)]
+    if wanted is None and origin and origin not in {family.model_type for family in families}:
+        raise ValueError(f"family: expected the one as which the model was read, a Family of {origin!r}, received None")
     if not families:
         known = sorted(family.model_type for family in zoo.FAMILIES)
         raise ValueError(f"family: expected one of {', '.join(known)}, received {wanted!r}{nearest(str(wanted), known)}")

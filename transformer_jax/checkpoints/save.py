@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def write_weights(
         tensors: names and arrays, in the order in which they are put into shards. A shard of them and the next tensor are held in memory.
         max_shard_bytes: of a file's tensors; a tensor larger than this has a file of its own.
         files: texts of files that belong to the checkpoint, such as config.json, and None for those that it must not have. One that changes is missing for the
-            moment of the exchange, since beside the other checkpoint's tensors it would mislead.
+            moment of the exchange, since beside the other checkpoint's tensors it would mislead; the first then goes first and comes last, as without it there
+            is no checkpoint.
 
     Raises:
         WeightsError: a file could not be written; what was there is as it was. ValueError: a name twice.
@@ -41,12 +42,13 @@ def write_weights(
     aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
     try:
         names, total = _written(aside, tensors, max_shard_bytes)
-        changed = {name: text for name, text in (files or {}).items() if not _says(folder / name, text)}
+        changed = files if files and not all(_says(folder / name, text) for name, text in files.items()) else {}
         for name, text in changed.items():
             if text is not None:
-                (aside / name).parent.mkdir(exist_ok=True)
+                for parent in ((aside / name).parent, (folder / name).parent):
+                    _make(parent)
                 _put(aside / name, text)
-        _exchange(folder, aside, names, total, changed)
+        _exchange(folder, aside, names, total, list(changed))
     finally:
         _sweep(folder)
 
@@ -90,7 +92,7 @@ def _cut(tensors: Iterable[tuple[str, Any]], most: int) -> Iterator[dict[str, np
     yield arrays
 
 
-def _exchange(folder: Path, aside: Path, names: Mapping[str, list[str]], total: int, changed: Iterable[str]) -> None:
+def _exchange(folder: Path, aside: Path, names: Mapping[str, list[str]], total: int, changed: Sequence[str]) -> None:
     """Takes what was written aside for what is there. A reader takes the single file before the index, and of others only what the index names."""
     old = _named(folder)
     for name in changed:
@@ -99,9 +101,8 @@ def _exchange(folder: Path, aside: Path, names: Mapping[str, list[str]], total: 
         os.replace(aside / SINGLE, folder / SINGLE)
     else:
         _exchange_shards(folder, aside, names, total)
-    for name in changed:
+    for name in reversed(changed):
         if (aside / name).exists():
-            (folder / name).parent.mkdir(exist_ok=True)
             os.replace(aside / name, folder / name)
     stale = old | {path.name for path in folder.iterdir() if SHARD.fullmatch(path.name)} | ({INDEX} if SINGLE in names else set())
     for name in sorted(stale - set(names), key=lambda name: name != INDEX):
@@ -163,6 +164,13 @@ def _put(path: Path, text: str) -> None:
         opened.write(text)
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise WeightsError(f"{folder}: expected a folder, or a name for one, received a file; move it away, or save to another folder") from None
 
 
 def _says(path: Path, text: str | None) -> bool:

@@ -80,7 +80,7 @@ def _several(stop: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 def _checked(model: Model, tokens: Any, max_new_tokens: int, key: Any, sampling: Sampling, valid: Any) -> tuple[Array, Array, Array]:
     if not hasattr(model, "step"):
-        raise ValueError(f"model: expected one that writes, a DecoderOnly or EncoderDecoder, received a {type(model).__name__}")
+        raise ValueError(f"model: expected one that writes, a DecoderOnly or EncoderDecoder, received {type(model).__name__}")
     shape, longest, vocab = jnp.shape(tokens), model.config.max_length, model.config.vocab_size
     if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
         raise ValueError(f"tokens: expected integers of shape [B, T], received {jnp.result_type(tokens)} {shape}")

@@ -1,7 +1,7 @@
 """What models of all shapes share: their configs' base, their fields, and what is done to tokens before the first layer."""
 
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import flax.linen as nn
 import jax
@@ -127,11 +127,14 @@ def logits(head: Head, x: Hidden, unembedding: Unembedding | None) -> Logits:
     return unembedding(x)
 
 
-@lru_cache(maxsize=8)
 def variable_shapes(model: Model) -> dict[str, Any]:
-    """Shapes and dtypes of a model's variables; nothing is initialised, and a model is traced once."""
-    shapes: dict[str, Any] = jax.eval_shape(model.init, jax.random.key(0), *model.config.example())
-    return shapes
+    """Shapes and dtypes of a model's variables; nothing is initialised. The last models asked for are not traced again."""
+    return cast(dict[str, Any], jax.tree.map(lambda leaf: leaf, _traced(model)))
+
+
+@lru_cache(maxsize=8)
+def _traced(model: Model) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0), *model.config.example())
 
 
 def prepared(

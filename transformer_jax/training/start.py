@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from transformer_jax.checkpoints import is_published, published_config, published_vocabulary, writing
-from transformer_jax.layers import Head
 from transformer_jax.models import ModelConfig
 from transformer_jax.tokenize import FromFile, Vocabulary
 from transformer_jax.training.experiment import Experiment
@@ -27,7 +26,8 @@ def initialised(experiment: Experiment, folder: str | Path) -> Experiment:
     if Path(folder, "checkpoints").is_dir() and not is_published(folder):
         way_out = f"start from it by --run.start {folder}, or write it as a published model by scripts/convert.py"
         raise ValueError(f"--init: expected a folder with a published model, received {folder}, a run's; {way_out}")
-    model, own = published_config(folder), experiment.model
+    own = experiment.model
+    model = _headed(published_config(folder), folder, own)
     if type(model) is not type(own):
         kinds = (type(config).__name__.removesuffix("Config") for config in (own, model))
         raise ValueError("--init: expected a model of the recipe's kind, {}, received one of another, {}; take a recipe for that".format(*kinds))
@@ -36,7 +36,7 @@ def initialised(experiment: Experiment, folder: str | Path) -> Experiment:
     assert model.vocab_size is not None  # a published model's is known
     vocabulary = published_vocabulary(folder, model.vocab_size)
     return experiment.replace(
-        model=model.replace(head=_head(model, own)),
+        model=model,
         data=experiment.data.replace(tokenizer=FromFile(str(Path(folder, "tokenizer.json")))),
         objective=experiment.objective.published(_special(folder, vocabulary, model.vocab_size)),
         run=experiment.run.replace(start=str(folder), length=experiment.run.length or min(own.max_length, model.max_length)),
@@ -53,10 +53,10 @@ def brought(experiment: Experiment, other: Experiment) -> Experiment:
     return experiment.replace(model=other.model, data=data)
 
 
-def _head(model: ModelConfig, own: ModelConfig) -> Head:
+def _headed(model: ModelConfig, folder: str | Path, own: ModelConfig) -> ModelConfig:
     if type(model.head) is not type(own.head):
-        return own.head
-    return model.head.replace(num_labels=None) if hasattr(model.head, "num_labels") else model.head
+        return published_config(folder, head=own.head)
+    return model.replace(head=model.head.replace(num_labels=None)) if hasattr(model.head, "num_labels") else model
 
 
 def _special(folder: str | Path, vocabulary: Vocabulary, vocab_size: int) -> SpecialTokens:

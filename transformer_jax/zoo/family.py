@@ -67,7 +67,19 @@ class Family:
         Raises:
             ValueError: a field is missing, or there is one that nobody knows. NotImplementedError: one has a value that the model cannot express.
         """
-        architecture = self._architecture(values.get("architectures"), head)
+        named = self._named(values.get("architectures"))
+        config = self._config(values, named)
+        if head is None:
+            return config
+        kind = NoHead if isinstance(head, SentenceEmbedding) else type(head)
+        others = [name for name, other in self.architectures.items() if other is kind]
+        if others and self.architectures[named] is not kind:
+            other = self._config(values, others[0])
+            config = other if type(other) is type(config) else config
+        return config.replace(head=head)
+
+    def _config(self, values: Mapping[str, Any], architecture: str) -> ModelConfig:
+        """Of a class."""
         told = {"model_type": self.model_type, **({"architectures": [architecture]} if "architectures" in values else {})}
         settings = Settings({**values, **told}, self.name, self.architectures[architecture])
         try:
@@ -77,7 +89,7 @@ class Family:
         if unread := settings.unread({*IGNORED, *self.ignored}):
             what = ", ".join(f"{name} = {values[name]!r}{nearest(name, settings.known)}" for name in unread)
             raise ValueError(f"config.json: expected fields that {self.name} is known to have, received {what}; take out what does not change the model")
-        return config if head is None else config.replace(head=head)
+        return config
 
     def write(self, config: ModelConfig) -> dict[str, Any] | None:
         """The fields of a config.json that says what ours says, the reverse of `read`; None where none does."""
@@ -94,15 +106,15 @@ class Family:
         except (NotImplementedError, ValueError) as error:
             return [str(error)]
 
-    def _architecture(self, named: Any, head: Head | None) -> str:
-        """The class that a config.json names, or the one with a head of that kind."""
-        classes = [named] if isinstance(named, str) else named or [next(iter(self.architectures))]
-        if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in self.architectures:
+    def _named(self, classes: Any) -> str:
+        """The class that a config.json names; the presets' where it names none."""
+        classes = classes or next(iter(self.architectures))
+        one = classes[0] if isinstance(classes, list | tuple) and len(classes) == 1 else classes
+        if not isinstance(one, str) or one not in self.architectures:
+            received = ", ".join(map(str, one)) if isinstance(one, list | tuple) else str(one)
             expected = f"expected one of {', '.join(self.architectures)} for {self.name}"
-            received = ", ".join(map(str, classes)) if isinstance(classes, list) else repr(classes)
             raise NotImplementedError(f"config.json: architectures: {expected}, received {received}{nearest(received, self.architectures)}")
-        wanted = self.architectures[classes[0]] if head is None else NoHead if isinstance(head, SentenceEmbedding) else type(head)
-        return next((name for name in (*classes, *self.architectures) if self.architectures[name] is wanted), classes[0])
+        return one
 
     def _written(self, config: ModelConfig) -> tuple[dict[str, Any] | None, list[str]]:
         config = _headless(config)

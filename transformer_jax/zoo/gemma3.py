@@ -7,7 +7,7 @@ from transformer_jax.models import DecoderOnlyConfig
 from transformer_jax.zoo import gemma2, relatives
 from transformer_jax.zoo.family import Family
 from transformer_jax.zoo.relatives import causal, window, windows
-from transformer_jax.zoo.rope import rope, rope_settings
+from transformer_jax.zoo.rope import agreeing, rope, rope_settings
 from transformer_jax.zoo.settings import Settings
 
 
@@ -28,10 +28,10 @@ def _positions(s: Settings) -> tuple[Rope, Rope]:
     given = s("rope_parameters", None) or {}
     if other := set(given) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"config.json: rope_parameters: expected those of full_attention and of sliding_attention, received {sorted(other)}")
-    scaling, theta, local = s("rope_scaling", None) or {}, s("rope_theta", 1e6), s("rope_local_base_freq", 1e4)
+    outside = {"rope_theta": s("rope_theta", None), **(s("rope_scaling", None) or {})}
     return (
-        rope({"rope_theta": theta, **scaling, **(given.get("full_attention") or {})}, s),
-        rope({"rope_theta": local, **(given.get("sliding_attention") or {})}, s),
+        rope({"rope_theta": 1e6, **agreeing(outside, given.get("full_attention") or {})}, s),
+        rope({"rope_theta": 1e4, **agreeing({"rope_theta": s("rope_local_base_freq", None)}, given.get("sliding_attention") or {})}, s),
     )
 
 

@@ -28,7 +28,7 @@ from transformer_jax.models import EncoderOnlyConfig
 from transformer_jax.zoo.activations import THEIRS, activation
 from transformer_jax.zoo.family import Family
 from transformer_jax.zoo.heads import num_labels
-from transformer_jax.zoo.rope import rope, rope_settings
+from transformer_jax.zoo.rope import agreeing, rope, rope_settings
 from transformer_jax.zoo.settings import Settings
 from transformer_jax.zoo.stacks import grouped, layers, places
 from transformer_jax.zoo.tensors import Place, Tensor, linear, norm, table
@@ -61,9 +61,13 @@ def config(s: Settings) -> EncoderOnlyConfig:
 def _positions(s: Settings) -> dict[str, Rope]:
     """Those of each kind of layers, as transformers 4 writes them, or 5."""
     given, scaling = s("rope_parameters", None) or {}, s("rope_scaling", None) or {}
-    everywhere = s("global_rope_theta", 160000.0)
-    thetas = {"full_attention": everywhere, "sliding_attention": s("local_rope_theta", 10000.0) or everywhere}
-    return {kind: rope({"rope_theta": theta, **scaling, **(given.get(kind) or {})}, s) for kind, theta in thetas.items()}
+    names = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
+    if s("local_rope_theta", 0) is None:  # one for all layers
+        names["sliding_attention"] = names["full_attention"]
+    return {
+        kind: rope({"rope_theta": theta, **agreeing({"rope_theta": s(name, None), **scaling}, given.get(kind) or {})}, s)
+        for kind, (name, theta) in names.items()
+    }
 
 
 def _head(s: Settings, scale: LayerNorm) -> Head:

@@ -28,14 +28,23 @@ def rope_parameters(s: Settings, *, theta: float = 1e4, partial: bool = False, d
         "rope_theta": s.one_of("rope_theta", "rotary_emb_base", default=None),
         "partial_rotary_factor": s.one_of("partial_rotary_factor", "rotary_pct", default=None),
     }
-    outside = {name: value for name, value in outside.items() if value is not None}
-    for name in outside.keys() & given.keys():
-        if outside[name] != given[name]:
-            raise ValueError(f"config.json: {name}: expected one value, received {outside[name]!r} beside {given[name]!r} in rope_parameters or rope_scaling")
-    found = {"rope_theta": theta, **outside, **given}
+    found = {"rope_theta": theta, **agreeing(outside, given)}
     if not partial and found.get("partial_rotary_factor", 1.0) != 1:
         raise NotImplementedError(f"config.json: partial_rotary_factor: expected 1, as whole heads turn, received {found['partial_rotary_factor']}")
     return found
+
+
+def agreeing(outside: Mapping[str, Any], inside: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of rotary positions that stand in two places of a config.json, as one; those that are None are not there.
+
+    Raises:
+        ValueError: the places say different things.
+    """
+    outside = {name: value for name, value in outside.items() if value is not None}
+    for name in outside.keys() & inside.keys():
+        if outside[name] != inside[name]:
+            raise ValueError(f"config.json: {name}: expected one value, received {outside[name]!r} beside {inside[name]!r} in rope_parameters or rope_scaling")
+    return {**outside, **inside}
 
 
 def rope(parameters: Mapping[str, Any], s: Settings) -> Rope:
