@@ -47,6 +47,12 @@ def test_a_model_without_prefix_gives_its_features_and_whether_there_is_a_pooler
     np.testing.assert_allclose(output(folder, method="pooled"), np.tanh(1 + features[[0, 1], [2, 0]].sum(-1))[:, None] * np.ones((1, 30)), rtol=1e-5)
 
 
+def test_half_a_pooler_is_refused(tmp_path: Path, rewritten: Any, output: Any) -> None:
+    folder = rewritten("bert-model", tmp_path, lambda tensors: {name: array for name, array in tensors.items() if name != "pooler.dense.weight"})
+    with pytest.raises(ValueError, match=r"missing: bert\.pooler\.dense\.weight"):
+        output(folder)
+
+
 def test_a_classifier_needs_its_pooler(tmp_path: Path, rewritten: Any, output: Any) -> None:
     folder = rewritten("bert-classes", tmp_path, lambda tensors: {name: array for name, array in tensors.items() if "pooler" not in name})
     with pytest.raises(ValueError, match=r"missing: bert\.pooler\.dense\.bias, bert\.pooler\.dense\.weight"):

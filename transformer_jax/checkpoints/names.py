@@ -49,7 +49,7 @@ def shown(names: Mapping[str, str], family: Family) -> dict[str, bool]:
     A head that differs from the embeddings is not tied; one that is not there is.
     """
     tied = {"tie_word_embeddings": next(iter(family.copies)) not in names} if family.copies else {}
-    return {**tied, **{field: tensor in names for field, tensor in family.shown.items()}}
+    return {**tied, **{field: any(name.startswith(start) for name in names) for field, start in family.shown.items()}}
 
 
 def meant(tensors: Iterable[Tensor], params: Any, *, stacked: bool) -> list[Tensor]:

@@ -56,5 +56,6 @@ def sentence_files(head: SentenceEmbedding, d_model: int) -> dict[str, str]:
     paths = {"Transformer": "", "Pooling": "1_Pooling", **({"Normalize": "2_Normalize"} if head.normalize else {})}
     modules = [{"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"} for n, (kind, path) in enumerate(paths.items())]
     pooling = {"word_embedding_dimension": d_model, **{name: mode == modes[0] for name, mode in _SWITCHES.items()}}
-    files: dict[str, Any] = {"modules.json": modules, "1_Pooling/config.json": pooling, **({"2_Normalize/config.json": {}} if head.normalize else {})}
+    configs = {f"{path}/config.json": pooling if kind == "Pooling" else {} for kind, path in paths.items() if path}
+    files: dict[str, Any] = {"modules.json": modules, **configs}
     return {name: json.dumps(values, indent=2) + "\n" for name, values in files.items()}

@@ -48,7 +48,7 @@ def generate(
         The new tokens, int32 `[B, max_new_tokens]`.
 
     Raises:
-        ValueError: a prompt that is empty or beyond max_length, a token outside the vocabulary, or no key.
+        ValueError: a prompt that is empty or beyond max_length, a token outside the vocabulary, no key, or a model that gives no logits of next tokens.
     """
     tokens, valid, key = _checked(model, tokens, max_new_tokens, key, sampling, valid)
     memory = _memory(model, variables, tokens, source, source_valid)

@@ -41,7 +41,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def names() -> list[str]:
-    """The presets' names: those of their repositories, lower case, without owner, `meta-`, `-hf`, `-uncased` or version."""
+    """The presets' names: those of their repositories, lower case, without owner, `meta-`, `-hf`, `-uncased` or version, where one suffices."""
     return [name for family in FAMILIES for name in family.presets]
 
 

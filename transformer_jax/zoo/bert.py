@@ -164,5 +164,5 @@ FAMILY = Family(
     },
     renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
     copies={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias": "cls.predictions.bias"},
-    shown={"add_pooling_layer": "bert.pooler.dense.weight"},
+    shown={"add_pooling_layer": "bert.pooler."},
 )

@@ -37,7 +37,7 @@ class Family:
         dropped: regular expressions for names of tensors that a model may be without, and why: what are no parameters, and parts that only some heads use.
         renamed: regular expressions for names that older files have, and what takes their place.
         copies: names of tensors that may be stored beside another of which they are copies; first the head's kernel, where it can be tied, and the embeddings.
-        shown: fields of a config.json that are true where a tensor is there, whatever the file says, and the tensor.
+        shown: fields of a config.json that are true where there are certain tensors, whatever the file says, and how the names of these begin.
     """
 
     name: str

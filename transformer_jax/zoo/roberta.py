@@ -62,7 +62,7 @@ def _family(name: str, model_type: str, classes: str, *, paper: str, unusual: st
         },
         renamed={r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"},
         copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
-        shown={"add_pooling_layer": "roberta.pooler.dense.weight"},
+        shown={"add_pooling_layer": "roberta.pooler."},
     )
 
 
